@@ -14,6 +14,7 @@ __all__ = ["ABSENT", "CHUNK", "Absent", "ChunkIO", "ListCell", "MapCell", "MapIO
 
 CHUNK = 256
 """Elements of a chunk row of a list or a set."""
+_LATEST = 2**62
 
 
 class Absent(enum.Enum):
@@ -89,32 +90,33 @@ class ListCell:
 class SetCell:
     """Values with the event time of each: a dict in order of insertion, spilled like a list."""
 
-    __slots__ = ("chunks", "first", "tail", "times")
+    __slots__ = ("chunks", "first", "oldest", "tail", "times")
 
     def __init__(
         self, times: dict[Any, int], tail: dict[Any, int], first: int = 0, chunks: list[int] | None = None
     ) -> None:
         self.times = times
+        self.oldest = min(times.values(), default=_LATEST)
         self.tail = tail  # what is not in a stored chunk, a part of `times`
         self.first = first
         self.chunks = chunks if chunks is not None else []  # for each stored chunk the newest time in it
 
     def add(self, value: Any, time: int) -> None:
-        self.times[value] = time
-        self.tail[value] = time
+        self.times[value] = self.tail[value] = time
+        if time < self.oldest:
+            self.oldest = time
 
     def expire(self, horizon: int, io: ChunkIO) -> None:
         """Forget values whose time is at or before the horizon; stored chunks go as a whole."""
-        dropped = False
+        if self.oldest > horizon:
+            return
         while self.chunks and self.chunks[0] <= horizon:
             io.drop(self.first, self.first + 1)
             self.first += 1
             self.chunks.pop(0)
-            dropped = True
-        times = self.times
-        if dropped or (times and next(iter(times.values())) <= horizon):
-            self.times = {value: time for value, time in times.items() if time > horizon}
-            self.tail = {value: time for value, time in self.tail.items() if time > horizon}
+        self.times = {value: time for value, time in self.times.items() if time > horizon}
+        self.tail = {value: time for value, time in self.tail.items() if time > horizon}
+        self.oldest = min(self.times.values(), default=_LATEST)
 
     def wire(self, io: ChunkIO) -> list[Any]:
         """Spill full chunks and return what goes into the key's row."""

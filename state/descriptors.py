@@ -417,7 +417,7 @@ class SetHandle(_Handle, Generic[T]):
         old = cell.times.get(value, ABSENT)
         if old is not ABSENT and old > horizon:
             return False
-        if self._ttl is not None and cell.times and next(iter(cell.times.values())) <= horizon:
+        if cell.oldest <= horizon:
             cell.expire(horizon, self._scope.entry.chunk_io(self.slot))
         cell.add(value, self._stamp())
         self._scope.undo.append(lambda: (cell.times.pop(value, None), cell.tail.pop(value, None)) and None)  # type: ignore[func-returns-value]

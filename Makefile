@@ -1,0 +1,91 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Extras of the development environment; `make setup EXTRAS=onnx,arrow,sketches,dev,flink` adds an engine.
+EXTRAS ?= onnx,arrow,sketches,dev
+# Extras and command of `make run`: Python is all it needs.
+RUN_EXTRAS ?= onnx
+RUN ?= $(BIN)/streamml run payments --demo
+# More arguments for pytest, for example `make test-fast ARGS="-k session -x"`.
+ARGS ?=
+
+FAST := not slow and not fault and not bench
+COMMA := ,
+# An environment is up to date when its stamp is newer than what it was installed from.
+STAMP := $(VENV)/.installed-$(subst $(COMMA),-,$(EXTRAS))
+RUN_STAMP := $(VENV)/.installed-$(subst $(COMMA),-,$(RUN_EXTRAS))
+SOURCES := setup.cfg pyproject.toml constraints.txt
+PACKAGES := streamml operators state jobs
+CHECKED := $(wildcard $(PACKAGES) tests examples)
+
+.PHONY: help setup run test test-fast bench doctest lint types format compose-tool clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv and install streamml with what development needs
+
+run: $(RUN_STAMP) ## Run the payments job on a generated stream: no broker, no JVM
+	$(RUN)
+
+test: lint compose-tool ## Everything that CI checks: lint, types, all tests
+	$(BIN)/pytest -m "not bench" $(ARGS)
+
+test-fast: $(STAMP) ## The tests without the slow ones, in under 90 seconds
+	$(BIN)/pytest -m "$(FAST)" $(ARGS)
+
+doctest: $(STAMP) ## Only the examples in the docstrings
+	$(BIN)/pytest tests/test_doctests.py $(ARGS)
+
+bench: $(STAMP) ## The benchmarks
+	$(BIN)/pytest -m bench --timeout=0 -s $(ARGS)
+
+lint: $(STAMP) ## Style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	@$(MAKE) --no-print-directory types
+
+# mypy does not run the import hook of an editable install, and the folders are laid out differently from
+# the package that they make. So it checks a copy laid out like the installed package, and the paths in its
+# report are turned back.
+types: $(STAMP)
+	@rm -rf .cache/types && mkdir -p .cache/types
+	@cp -rp streamml .cache/types/streamml
+	@for part in operators state jobs; do cp -rp $$part .cache/types/streamml/$$part; done
+	cd .cache/types && ../../$(BIN)/mypy --config-file ../../setup.cfg --cache-dir ../mypy -p streamml \
+		| sed -E 's#^streamml/(operators|state|jobs)/#\1/#'
+
+format: $(STAMP) ## Rewrite the code in the house format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove caches, build products and the environment
+	rm -rf $(VENV) .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	find $(CHECKED) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# docker-compose.yml is checked by the tool itself, where it is or can be had; elsewhere that test is skipped.
+compose-tool:
+	@if command -v docker-compose >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends docker-compose; } >/dev/null 2>&1 </dev/null \
+		|| echo "SKIP: docker-compose could not be installed, so docker-compose.yml is not checked"; \
+	else \
+		echo "SKIP: docker-compose is not installed, so docker-compose.yml is not checked"; \
+	fi
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "streamml needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+
+# One recipe for each environment: the extras are the part of the stamp's name after the first dash.
+$(VENV)/.installed-%: $(SOURCES) | $(BIN)/uv
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[$(subst -,$(COMMA),$*)]"
+	@touch $@

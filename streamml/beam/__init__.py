@@ -1,0 +1,3 @@
+"""Apache Beam as an engine."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""PyFlink as an engine."""
+
+__all__: list[str] = []

@@ -1,0 +1,195 @@
+"""From what a source polled to a batch: decode by the schema, check, give ids and watermarks; what is bad becomes a rejected record."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+
+from streamml.events import roles
+from streamml.pipeline import SourceSpec
+from streamml.ports import Chunk
+from streamml.records import Batch
+from streamml.times import format_duration, format_time
+from streamml.watermarks import WatermarkTracker
+
+__all__ = ["Ingest", "payload_fields"]
+
+_OLDEST = -62_135_596_800_000  # year 1
+_NEWEST = 253_402_300_799_999  # year 9999
+
+
+def payload_fields(payload: Any) -> dict[str, Any]:
+    """Return a payload as it goes into a `rejected` record: text where it is text, base64 where it is not."""
+    if not isinstance(payload, bytes | bytearray | memoryview):
+        return {"payload": payload}
+    raw = bytes(payload)
+    try:
+        return {"payload": raw.decode()}
+    except UnicodeDecodeError:
+        return {"payload_base64": base64.b64encode(raw).decode()}
+
+
+class Ingest:
+    """Turns the chunks of one source into batches.
+
+    Args:
+        spec: the source.
+        pipeline: name of the pipeline, the first part of ids.
+        tracker: the pipeline's watermark.
+        tagged: whether rows carry the source's tag (pipelines of several sources).
+    """
+
+    def __init__(self, spec: SourceSpec, pipeline: str, tracker: WatermarkTracker, *, tagged: bool) -> None:
+        self.spec = spec
+        self._pipeline = pipeline
+        self._tracker = tracker
+        self._tagged = tagged
+        self._roles = roles(spec.schema)
+        self._decode = msgspec.json.Decoder(spec.schema).decode
+        self._time_of: Callable[[Any], Any] = attrgetter(self._roles.time or "")
+        self._id_of: Callable[[Any], Any] | None = attrgetter(self._roles.id) if self._roles.id else None
+        self._millis = self._roles.millis()
+
+    def partition(self, name: str) -> str:
+        """Return the tracker's name for a partition of this source."""
+        return f"{self.spec.tag}/{name}"
+
+    def follow(self, partitions: Sequence[str], now: int) -> None:
+        """Follow the watermark of these partitions."""
+        spec = self.spec
+        for name in partitions:
+            self._tracker.add(
+                self.partition(name), bound=spec.out_of_orderness, max_jump=spec.max_jump, idleness=spec.idleness, now=now
+            )
+
+    def batch(self, chunk: Chunk, now: int) -> tuple[Batch, list[dict[str, Any]]]:
+        """Decode a chunk.
+
+        Args:
+            chunk: what the source polled.
+            now: wall clock, ms.
+
+        Returns:
+            The batch of the good records in order of arrival, and the `rejected` records of the bad ones.
+        """
+        bad: list[dict[str, Any]] = []
+        values: list[Any] = []
+        rows: list[int] = []
+        self._decode_all(chunk, values, rows, bad)
+        times = self._times(values)
+        self._drop_bad_rows(chunk, values, rows, times, bad, now)
+        offsets = chunk.offsets
+        ids: list[str]
+        if self._id_of is not None:
+            prefix = self._pipeline + "/"
+            ids = [f"{prefix}{id}" for id in map(self._id_of, values)]
+        else:
+            ids = []
+        watermarks: list[int] = []
+        start = first = 0
+        for partition, count in chunk.runs:
+            stop = first
+            first_row = start + count
+            while stop < len(rows) and rows[stop] < first_row:
+                stop += 1
+            if self._id_of is None:
+                prefix = f"{self._pipeline}/{self.partition(partition)}@"
+                ids += [f"{prefix}{offsets[row]}" for row in rows[first:stop]]
+            self._tracker.add(
+                self.partition(partition),
+                bound=self.spec.out_of_orderness,
+                max_jump=self.spec.max_jump,
+                idleness=self.spec.idleness,
+                now=now,
+            )
+            watermarks += self._tracker.observe(self.partition(partition), times[first:stop], now)
+            start, first = first_row, stop
+        return (
+            Batch(
+                values,
+                times=times,
+                ids=ids,
+                watermarks=watermarks,
+                watermark=self._tracker.current,
+                tags=[self.spec.tag] * len(values) if self._tagged else None,
+                traces=[chunk.traces[row] for row in rows] if chunk.traces is not None else None,
+            ),
+            bad,
+        )
+
+    def _decode_all(self, chunk: Chunk, values: list[Any], rows: list[int], bad: list[dict[str, Any]]) -> None:
+        decode, schema = self._decode, self.spec.schema
+        for row, payload in enumerate(chunk.payloads):
+            try:
+                values.append(decode(payload) if isinstance(payload, bytes) else msgspec.convert(payload, schema))
+            except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as exc:
+                reason = "empty payload" if payload in (b"", None) else str(exc)
+                bad.append(self._rejected(chunk, row, "decode", type(exc).__name__, reason))
+            else:
+                rows.append(row)
+
+    def _times(self, values: list[Any]) -> list[Any]:
+        times: list[Any] = list(map(self._time_of, values))
+        if self._roles.time_unit == "ms" and set(map(type, times)) <= {int}:
+            return times
+        return [self._to_millis(time) for time in times]
+
+    def _to_millis(self, time: Any) -> int | None:
+        if isinstance(time, datetime):
+            return None if time.tzinfo is None else round(time.timestamp() * 1000)
+        return None if time is None else self._millis(time)
+
+    def _drop_bad_rows(
+        self, chunk: Chunk, values: list[Any], rows: list[int], times: list[Any], bad: list[dict[str, Any]], now: int
+    ) -> None:
+        """Reject rows whose time or id can't be used; in the common case one look over the columns."""
+        newest = min(_NEWEST, now + self.spec.max_future)
+        ids = list(map(self._id_of, values)) if self._id_of is not None else None
+        if not values:
+            return
+        if None not in times and min(times) >= _OLDEST and max(times) <= newest and (ids is None or None not in ids):
+            return
+        keep: list[int] = []
+        for i, time in enumerate(times):
+            if time is None:
+                why = f"field {self._roles.time!r}: wanted an instant with its time zone, got {self._time_of(values[i])!r}"
+            elif not _OLDEST <= time <= _NEWEST:
+                why = f"field {self._roles.time!r}: {time} ms is outside the years 1 to 9999; is its unit {self._roles.time_unit!r}?"
+            elif time > newest:
+                why = (
+                    f"field {self._roles.time!r}: {format_time(time)} is more than {format_duration(self.spec.max_future)} "
+                    f"ahead of the clock (max_future=)"
+                )
+            elif ids is not None and ids[i] is None:
+                why = f"field {self._roles.id!r}: the id is null"
+            else:
+                keep.append(i)
+                continue
+            bad.append(self._rejected(chunk, rows[i], "check", "RecordError", why))
+        for column in (values, rows, times):
+            column[:] = [column[i] for i in keep]  # type: ignore[index]
+
+    def _rejected(self, chunk: Chunk, row: int, step: str, error: str, reason: str) -> dict[str, Any]:
+        left = row
+        partition = ""
+        for partition, count in chunk.runs:  # noqa: B007
+            if left < count:
+                break
+            left -= count
+        name = self.partition(partition)
+        return {
+            "id": f"{self._pipeline}/{name}@{chunk.offsets[row]}",
+            "key": None,
+            "timestamp": None,
+            "operator": f"source.{self.spec.tag}.{step}",
+            "error": error,
+            "reason": reason,
+            "partition": name,
+            "offset": chunk.offsets[row],
+            **payload_fields(chunk.payloads[row]),
+        }

@@ -1,0 +1,66 @@
+"""Give a batch its keys: by field or function, per source; a row without a usable key is rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from streamml.errors import RecordError
+from streamml.pipeline import StageSpec
+from streamml.records import Batch
+from streamml.runtime import rejected
+
+__all__ = ["Keying"]
+
+_GOOD_TYPES = frozenset((str, int, bytes))
+
+
+class Keying:
+    """Assigns the keys of one stage.
+
+    Keys are `str`, `int`, `bytes` or tuples of these: what encodes to the same bytes in every process.
+    """
+
+    def __init__(self, stage: StageSpec) -> None:
+        assert stage.selector is not None
+        self._selector: Mapping[str, str | Callable[[Any], Any]] = stage.selector
+        first, *rest = stage.selector.values()
+        same = isinstance(first, str) and all(each == first for each in rest)
+        self._field = first if isinstance(first, str) and same else None
+        self.step = f"key_by.{stage.name}"
+
+    def assign(self, batch: Batch) -> tuple[Batch, list[dict[str, Any]]]:
+        """Return the batch with its keys, and the rejected records of rows that have none."""
+        if self._field is not None:
+            keys = batch.column(self._field) if len(batch) else []
+            if set(map(type, keys)) <= _GOOD_TYPES:
+                batch.keys = keys
+                return batch, []
+        return self._by_row(batch)
+
+    def _by_row(self, batch: Batch) -> tuple[Batch, list[dict[str, Any]]]:
+        keep: list[int] = []
+        keys: list[Any] = []
+        bad: list[dict[str, Any]] = []
+        for row, event in enumerate(batch.records()):
+            try:
+                selector = self._selector[event.tag] if event.tag else next(iter(self._selector.values()))
+                key = event[selector] if isinstance(selector, str) else selector(event)
+                _check(key)
+            except Exception as exc:
+                bad.append(rejected(event, exc, self.step))
+            else:
+                keep.append(row)
+                keys.append(key)
+        kept = batch if len(keep) == len(batch) else batch.take(keep)
+        kept.keys = keys
+        return kept, bad
+
+
+def _check(key: Any) -> None:
+    parts = key if isinstance(key, tuple) and key else (key,)
+    for part in parts:
+        if type(part) not in _GOOD_TYPES:
+            what = "the key is null" if part is None else f"a key of type {type(part).__name__}"
+            msg = f"{what}; wanted str, int, bytes or a tuple of these"
+            raise RecordError(msg)

@@ -1,0 +1,3 @@
+"""The embedded engine."""
+
+__all__: list[str] = []

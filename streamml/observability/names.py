@@ -1,0 +1,113 @@
+"""The well-known metrics: one table of names, kinds and help texts. A name ends with its unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["NAMES", "Kind", "MetricName", "log_buckets"]
+
+
+class Kind(Enum):
+    """What a metric is."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricName:
+    """One well-known metric.
+
+    Attributes:
+        kind: Counter, gauge or histogram.
+        help: One line for people who look at a dashboard.
+        low: Upper edge of a histogram's first bucket, in the unit of the name.
+        high: Upper edge of its last bucket but the open one.
+    """
+
+    kind: Kind
+    help: str
+    low: float = 1e-5
+    high: float = 100.0
+
+
+def log_buckets(low: float, high: float, per_decade: int = 24) -> tuple[float, ...]:
+    """Return bucket edges at equal ratios; 24 per decade are about 10 % apart.
+
+    >>> log_buckets(1.0, 100.0, per_decade=2)
+    (1.0, 3.1622776601683795, 10.0, 31.622776601683793, 100.0)
+    >>> len(log_buckets(1e-5, 100.0))
+    169
+    """
+    if not (0.0 < low < high and per_decade >= 1):
+        msg = f"log_buckets: wanted 0 < low < high and per_decade >= 1, got {low}, {high} and {per_decade}"
+        raise ValueError(msg)
+    edges = []
+    step = 0
+    while (edge := low * 10.0 ** (step / per_decade)) < high * (1.0 - 1e-9):
+        edges.append(edge)
+        step += 1
+    return (*edges, high)
+
+
+def _counter(help_text: str) -> MetricName:
+    return MetricName(Kind.COUNTER, help_text)
+
+
+def _gauge(help_text: str) -> MetricName:
+    return MetricName(Kind.GAUGE, help_text)
+
+
+def _seconds(help_text: str) -> MetricName:
+    return MetricName(Kind.HISTOGRAM, help_text)
+
+
+def _events(help_text: str) -> MetricName:
+    return MetricName(Kind.HISTOGRAM, help_text, low=1.0, high=1e6)
+
+
+NAMES: Mapping[str, MetricName] = {
+    # flow
+    "streamml_events_total": _counter("Events read from the sources."),
+    "streamml_emitted_total": _counter("Records written to the sinks."),
+    "streamml_late_total": _counter("Events older than the watermark minus the allowed lateness."),
+    "streamml_rejected_total": _counter("Records sent to the rejected side output."),
+    "streamml_duplicates_total": _counter("Events recognised as duplicates."),
+    "streamml_corrections_total": _counter("Results emitted again because a late event changed them."),
+    "streamml_retries_total": _counter("Operations tried again after a failure."),
+    "streamml_batch_size_events": _events("Events per micro-batch."),
+    # time
+    "streamml_latency_seconds": _seconds("Time from reading an event to having its results ready."),
+    "streamml_operator_duration_seconds": _seconds("Time of one operator for one micro-batch."),
+    "streamml_cpu_seconds_total": _counter("Processor time used."),
+    "streamml_watermark_seconds": _gauge("Watermark, in seconds since the epoch."),
+    "streamml_watermark_lag_seconds": _gauge("How far the watermark is behind the wall clock."),
+    "streamml_source_lag_events": _gauge("Events in the source that are not read yet."),
+    # state
+    "streamml_keys_count": _gauge("Keys with state."),
+    "streamml_timers_count": _gauge("Timers that wait."),
+    "streamml_state_size_bytes": _gauge("Size of the state on disk."),
+    "streamml_checkpoints_total": _counter("Checkpoints completed."),
+    "streamml_checkpoint_failures_total": _counter("Checkpoints that failed."),
+    "streamml_checkpoint_duration_seconds": _seconds("Time from the start of a checkpoint to its commit."),
+    "streamml_checkpoint_size_bytes": _gauge("Size of the last checkpoint."),
+    "streamml_checkpoint_age_seconds": _gauge("Age of the last checkpoint."),
+    "streamml_restore_duration_seconds": _seconds("Time to load a checkpoint at the start."),
+    # models
+    "streamml_model_latency_seconds": _seconds("Time of one call of a model, for a whole batch."),
+    "streamml_model_batch_size_events": _events("Events per call of a model."),
+    "streamml_model_scored_total": _counter("Events scored."),
+    "streamml_model_errors_total": _counter("Events that a model failed on."),
+    "streamml_model_fallbacks_total": _counter("Events scored by a fallback."),
+    "streamml_model_swaps_total": _counter("Times that another model version took over."),
+    "streamml_model_disagreement_total": _counter("Events that a shadow or canary scored otherwise."),
+    "streamml_breaker_open_ratio": _gauge("1 while the circuit breaker of a model is open, else 0."),
+    # drift
+    "streamml_drift_checks_total": _counter("Comparisons of a feature with its reference."),
+    "streamml_drift_alarms_total": _counter("Comparisons that found drift."),
+    "streamml_drift_psi_ratio": _gauge("Last PSI of a feature divided by its threshold; drift above 1."),
+}
+"""Every metric of the library. Add your own with `Metrics(clock=..., names={**NAMES, "my_total": MetricName(...)})`."""

@@ -1,8 +1,53 @@
 """The operators, one per file."""
 
+from streamml.operators.aggregates import (
+    Aggregate,
+    count,
+    distinct,
+    ewma,
+    last,
+    maximum,
+    mean,
+    minimum,
+    quantile,
+    rate,
+    since_last,
+    total,
+    variance,
+)
 from streamml.operators.dedupe import Dedupe
+from streamml.operators.features import Features
 from streamml.operators.filter import Filter
 from streamml.operators.flat_map import FlatMap
+from streamml.operators.infer import Infer
 from streamml.operators.map import Map
+from streamml.operators.session import Session
+from streamml.operators.windows import all_time, session, sliding, trailing, tumbling
 
-__all__ = ["Dedupe", "Filter", "FlatMap", "Map"]
+__all__ = [
+    "Aggregate",
+    "Dedupe",
+    "Features",
+    "Filter",
+    "FlatMap",
+    "Infer",
+    "Map",
+    "Session",
+    "all_time",
+    "count",
+    "distinct",
+    "ewma",
+    "last",
+    "maximum",
+    "mean",
+    "minimum",
+    "quantile",
+    "rate",
+    "session",
+    "since_last",
+    "sliding",
+    "total",
+    "trailing",
+    "tumbling",
+    "variance",
+]

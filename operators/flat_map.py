@@ -25,7 +25,7 @@ class FlatMap(Operator):
 
     function: Callable[[Record], Iterable[Any]]
 
-    def fields(self, known: frozenset[str] | None) -> frozenset[str] | None:
+    def fields_after(self, known: frozenset[str] | None) -> frozenset[str] | None:
         """Nothing is known of the fields after it."""
         return None
 

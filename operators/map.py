@@ -26,7 +26,7 @@ class Map(Operator):
     function: Callable[[Record], Any]
     adding: Iterable[str] | None = None
 
-    def fields(self, known: frozenset[str] | None) -> frozenset[str] | None:
+    def fields_after(self, known: frozenset[str] | None) -> frozenset[str] | None:
         """Return what is known of the fields after it."""
         return None if known is None or self.adding is None else known | frozenset(self.adding)
 

@@ -48,6 +48,7 @@ class Scope(Protocol):
     """What a handle needs to know of the moment: the current key's entry, the clocks, and how to undo."""
 
     entry: Entry
+    stage_entry: Entry
     timestamp: int
     watermark: int
     now: int
@@ -62,14 +63,16 @@ class State(Generic[H]):
             operator (`ttl=lambda op: op.period`).
         clock: `event` (default; a replay expires the same entries) or `processing`. By event time an entry written by an event
             of time t is gone once the watermark is at or past t + ttl.
+        scope: `key` (default), or (`ObjectState` only) `stage`: one for all the keys that a worker's stage sees together, for what is counted over the stream.
     """
 
-    def __init__(self, *, ttl: Ttl = None, clock: Clock = "event") -> None:
+    def __init__(self, *, ttl: Ttl = None, clock: Clock = "event", scope: Literal["key", "stage"] = "key") -> None:
         if clock not in ("event", "processing"):
             msg = f"state clock: wanted 'event' or 'processing', got {clock!r}"
             raise ValueError(msg)
         self.ttl = ttl
         self.clock = clock
+        self.scope = scope
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -231,11 +234,13 @@ class MapState(State["MapHandle[K, V]"], Generic[K, V]):
 class ObjectState(State["ObjectHandle[T]"], Generic[T]):
     """One mutable object per key, for operators that lay out their own bytes.
 
+    Every argument is a function of the operator's configuration.
+
     Args:
-        new: makes the object of a key that has none.
-        to_wire, from_wire: to msgpack-able data and back.
-        signature: text that names the layout; stored state of another signature is refused.
-        written: returns the newest time that the object holds (for the TTL).
+        new: gives the function that makes the object of a key that has none.
+        to_wire, from_wire: give the functions to msgpack-able data and back.
+        signature: gives the text that names the layout; stored state of another signature is refused.
+        written: gives the function that returns the newest time that an object holds; the TTL counts from there.
     """
 
     def __init__(
@@ -245,16 +250,18 @@ class ObjectState(State["ObjectHandle[T]"], Generic[T]):
         to_wire: Callable[[Any], Callable[[T], Any]] | None = None,
         from_wire: Callable[[Any], Callable[[Any], T]] | None = None,
         signature: Callable[[Any], str],
-        written: Callable[[T], int] | None = None,
+        written: Callable[[Any], Callable[[T], int]] | None = None,
         ttl: Ttl = None,
         clock: Clock = "event",
+        scope: Literal["key", "stage"] = "key",
     ) -> None:
-        super().__init__(ttl=ttl, clock=clock)
+        super().__init__(ttl=ttl, clock=clock, scope=scope)
         self.new = new
         self.to_wire = to_wire
         self.from_wire = from_wire
         self.signature = signature
-        self._written = written
+        self.written_by = written
+        self._written: Callable[[T], int] | None = None
         self.factory: Callable[[], T] | None = None
         self._encode: Callable[[T], Any] | None = None
         self._decode: Callable[[Any], T] | None = None
@@ -267,15 +274,17 @@ class ObjectState(State["ObjectHandle[T]"], Generic[T]):
             to_wire=self.to_wire,
             from_wire=self.from_wire,
             signature=self.signature,
-            written=self._written,
+            written=self.written_by,
             ttl=self.ttl,
             clock=self.clock,
+            scope=self.scope,
         )
         bound.name = self.name
         bound.factory = self.new(operator)
         bound._encode = self.to_wire(operator) if self.to_wire else None
         bound._decode = self.from_wire(operator) if self.from_wire else None
         bound._signature = self.signature(operator)
+        bound._written = self.written_by(operator) if self.written_by else None
         return bound
 
     def describe(self) -> Any:
@@ -295,7 +304,7 @@ class ObjectState(State["ObjectHandle[T]"], Generic[T]):
 
 
 class _Handle:
-    __slots__ = ("_event_clock", "_scope", "_state", "_ttl", "slot")
+    __slots__ = ("_event_clock", "_scope", "_stage", "_state", "_ttl", "slot")
 
     def __init__(self, slot: int, scope: Scope, ttl: int | None, state: Any) -> None:
         self.slot = slot
@@ -303,6 +312,7 @@ class _Handle:
         self._ttl = ttl
         self._state = state
         self._event_clock = state.clock == "event"
+        self._stage = state.scope == "stage"
 
     def _stamp(self) -> int:
         """Time that a write gets."""
@@ -479,7 +489,7 @@ class ObjectHandle(_Handle, Generic[T]):
 
     def get(self) -> T:
         """Return the object, a new one if the key has none."""
-        cells = self._scope.entry.cells
+        cells = (self._scope.stage_entry if self._stage else self._scope.entry).cells
         cell = cells[self.slot]
         if cell is None:
             cell = cells[self.slot] = self._state.factory()
@@ -487,7 +497,7 @@ class ObjectHandle(_Handle, Generic[T]):
 
     def clear(self) -> None:
         """Forget the object."""
-        self._scope.entry.cells[self.slot] = None
+        (self._scope.stage_entry if self._stage else self._scope.entry).cells[self.slot] = None
 
 
 def describe_type(kind: Any) -> Any:
@@ -497,8 +507,15 @@ def describe_type(kind: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return {
             "struct": {
-                f.name: [describe_type(f.type), f.default is not msgspec.NODEFAULT or f.default_factory is not msgspec.NODEFAULT]
+                f.name: [
+                    describe_type(f.type),
+                    f.default is not msgspec.NODEFAULT or f.default_factory is not msgspec.NODEFAULT,
+                ]
                 for f in msgspec.structs.fields(kind)
             }
         }
-    return getattr(kind, "__name__", str(kind)) if isinstance(kind, type) and not getattr(kind, "__args__", None) else str(kind)
+    return (
+        getattr(kind, "__name__", str(kind))
+        if isinstance(kind, type) and not getattr(kind, "__args__", None)
+        else str(kind)
+    )

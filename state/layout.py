@@ -133,7 +133,13 @@ def _misfit(old: Any, new: Any) -> str | None:
     """Say why stored data of type `old` can't be read as `new`; None if it can."""
     if old == msgspec.to_builtins(new) or (old, new) == ("int", "float"):
         return None
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and old[0] == new[0] and old[0] != "object":
+    if (
+        isinstance(old, list)
+        and isinstance(new, list)
+        and len(old) == len(new)
+        and old[0] == new[0]
+        and old[0] != "object"
+    ):
         return next((why for a, b in zip(old[1:], new[1:], strict=True) if (why := _misfit(a, b))), None)
     if isinstance(old, dict) and isinstance(new, dict):
         before, after = old["struct"], new["struct"]

@@ -34,7 +34,7 @@ def restore_files(checkpoint: Path, live: Path) -> None:
         raise StateError(msg)
     try:
         if live.exists():
-            _clear(live)
+            clear(live)
         live.mkdir(parents=True, exist_ok=True)
         for source in sorted(checkpoint.iterdir()):
             if source.suffix == ".sst":
@@ -56,7 +56,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _clear(live: Path) -> None:
+def clear(live: Path) -> None:
     """Remove what a store left, unless it is in use or not a store's."""
     paths = sorted(live.iterdir())
     strange = [path.name for path in paths if not _STORE_FILE.fullmatch(path.name)]

@@ -15,10 +15,13 @@ from streamml.state.descriptors import NEVER
 from streamml.state.layout import HEADER, Layout, Slot, expired, pack_header
 from streamml.state.store import Store
 
-__all__ = ["KEY_GROUPS", "Entry", "StateTable", "encode_key", "key_group"]
+__all__ = ["KEY_GROUPS", "STAGE_KEY", "Entry", "StateTable", "encode_key", "key_group"]
 
 KEY_GROUPS = 128
 """Default number of key groups of a pipeline; fixed for the life of its state."""
+
+STAGE_KEY = "\0stage"
+"""First part of the key under which an operator keeps what belongs to the whole stage."""
 
 _ROUTE = struct.Struct(">HBc")  # key group, stage, kind
 _CHUNK = struct.Struct(">HQ")  # slot id, chunk number
@@ -173,7 +176,9 @@ class StateTable:
 
     def _load(self, keys: dict[Any, None]) -> None:
         made = [Entry(self, key, encode_key(key), []) for key in keys]
-        rows: list[bytes | None] = self.read([entry.row(b"k") for entry in made]) if self._has_rows else [None] * len(made)
+        rows: list[bytes | None] = (
+            self.read([entry.row(b"k") for entry in made]) if self._has_rows else [None] * len(made)
+        )
         for entry, row in zip(made, rows, strict=True):
             if row is None:
                 entry.cells = [None] * len(self.slots)
@@ -327,4 +332,8 @@ def _unorder(raw: bytes, kind: type) -> Any:
 def _after(prefix: bytes) -> bytes:
     """Return the first key after all keys with this prefix."""
     number = int.from_bytes(prefix, "big") + 1
-    return number.to_bytes(len(prefix) + 1, "big")[-len(prefix) :] if number >> (8 * len(prefix)) == 0 else prefix + b"\xff" * 64
+    return (
+        number.to_bytes(len(prefix) + 1, "big")[-len(prefix) :]
+        if number >> (8 * len(prefix)) == 0
+        else prefix + b"\xff" * 64
+    )

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self, dataclass_transform
 from streamml.errors import PlanError, RecordError
 from streamml.records import Batch, Record, as_dict
 from streamml.state.descriptors import ObjectState, State
-from streamml.state.table import Entry
+from streamml.state.table import STAGE_KEY, Entry, StateTable
 from streamml.state.timers import Timer, TimerQueue
 from streamml.times import Duration, to_millis
 
@@ -101,7 +101,7 @@ class Operator:
         """Return the derived fields that it adds."""
         return ()
 
-    def fields(self, known: frozenset[str] | None) -> frozenset[str] | None:
+    def fields_after(self, known: frozenset[str] | None) -> frozenset[str] | None:
         """Return the fields of what it emits, given those of what it gets; None means unknown."""
         return None if known is None else known | frozenset(self.adds())
 
@@ -212,6 +212,7 @@ class Context:
         "_processing_timers",
         "_reject",
         "_sides",
+        "_table",
         "_timers",
         "emitted",
         "entry",
@@ -230,12 +231,14 @@ class Context:
         timers: TimerQueue | None,
         processing_timers: TimerQueue | None,
         reject: Callable[[Record, BaseException, str], None],
+        table: StateTable | None = None,
     ) -> None:
         self._operator = operator
         self._sides = frozenset((*operator.sides, "rejected"))
         self._timers = timers
         self._processing_timers = processing_timers
         self._reject = reject
+        self._table = table
         self.entry: Entry = None  # type: ignore[assignment]
         self.event: Record | None = None
         self.key: Any = None
@@ -245,6 +248,14 @@ class Context:
         self.undo: list[Callable[[], Any]] = []
         self.emitted: list[Record] = []
         self.pending_sides: list[tuple[str, dict[str, Any]]] = []
+
+    @property
+    def stage_entry(self) -> Entry:
+        """The entry of what this operator keeps for the whole stage (`scope="stage"`); pass it to `set_timer` there."""
+        if self._table is None:
+            msg = f"operator {self._operator.name!r}: there is no state in a stage without a key"
+            raise PlanError(msg)
+        return self._table.entries([(STAGE_KEY, self._operator.name)])[0]
 
     def emit(self, event: Record) -> None:
         """Send an event on to the next operator. Its key must be the current one."""

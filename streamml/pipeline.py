@@ -300,7 +300,7 @@ class Pipeline:
         schema = next(s.schema for s in self.sources if s.tag == tag)
         known: frozenset[str] | None = frozenset(schema.__struct_fields__)
         for operator in self.operators:
-            known = operator.fields(known)
+            known = operator.fields_after(known)
         return known
 
     def _check_fields(self, where: str, names: Sequence[str] | Any, tag: str | None = None) -> None:

@@ -88,7 +88,7 @@ class _Step:
                 for clock in (0, 1)
             ]
         self.timers, self.processing_timers = queues
-        self.ctx = Context(operator, *queues, reject=self._reject)
+        self.ctx = Context(operator, *queues, reject=self._reject, table=stage.table)
         states = operator.bound_states()
         self.running = operator.running(
             {

@@ -85,6 +85,10 @@ class WatermarkTracker:
         self.current = current
         return result
 
+    def partitions(self) -> list[str]:
+        """Return the partitions that are followed."""
+        return list(self._partitions)
+
     def finish(self, partition: str) -> None:
         """Stop following a partition: a bounded one has ended."""
         if self._partitions.pop(partition, None) is not None:

@@ -59,6 +59,8 @@ class LocalEngine:
         clock: wall clock in ms, for idleness, processing-time timers and the limit on future events.
         on_step: called between the durable steps of a checkpoint (fault tests).
         on_progress: called about ten times a second with the run's figures.
+        tracker: what follows the watermark (the test kit's is told it by a script).
+        storage: makes the state and checkpoints of a run, in place of `Storage` (test kit).
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class LocalEngine:
         clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         on_step: Callable[[str], None] | None = None,
         on_progress: Callable[[RunFigures], None] | None = None,
+        tracker: WatermarkTracker | None = None,
+        storage: Callable[[], Storage] | None = None,
     ) -> None:
         pipeline.check()
         if missing := {spec.tag for spec in pipeline.sources} ^ set(sources):
@@ -90,7 +94,8 @@ class LocalEngine:
         self._on_step = on_step or (lambda name: None)
         self._on_progress = on_progress
         self._stopping = False
-        self._tracker = WatermarkTracker()
+        self._tracker = tracker or WatermarkTracker()
+        self._new_storage = storage or (lambda: Storage(self.options, pipeline.name, self._on_step))
         tagged = len(pipeline.sources) > 1
         self._ingest = {spec.tag: Ingest(spec, pipeline.name, self._tracker, tagged=tagged) for spec in pipeline.sources}
 
@@ -98,13 +103,17 @@ class LocalEngine:
         """Ask the run to end: after the current micro-batch it takes a checkpoint and returns. Safe in a signal handler."""
         self._stopping = True
 
+    def checkpoint(self) -> None:
+        """Take a checkpoint now; for a source to call in `poll`, when no record is under way (test kit)."""
+        self._checkpoint(finished=False)
+
     def run(self) -> RunResult:
         """Run until the sources are finished or `stop` is called.
 
         Raises:
             StreamMLError: something that retrying can't mend; state and output are those of the last checkpoint.
         """
-        self._storage = Storage(self.options, self.pipeline.name, self._on_step)
+        self._storage = self._new_storage()
         opened: list[Any] = [self._storage]
         try:
             self._open(opened)

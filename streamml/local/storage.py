@@ -48,7 +48,7 @@ class Storage:
             self.number = self.restored.number
         if self.restored is not None:
             restore_files(self.restored.db, live)
-        else:
+        elif live.exists():
             clear(live)
         self.store = RocksStore(live, options.rocks or RocksOptions())
 

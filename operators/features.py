@@ -1,0 +1,111 @@
+"""`Features`: aggregates of a key's events as of each event."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from streamml.contract import Context, KeyedOperator
+from streamml.errors import PlanError
+from streamml.operators.aggregates import Aggregate
+from streamml.operators.aggregation import Aggregation
+from streamml.operators.rows import checked_rows
+from streamml.operators.tiles import TilePlan, Tiles
+from streamml.operators.windows import AllTimeWindow, TrailingWindow, TumblingWindow, all_time
+from streamml.records import Batch, Record
+from streamml.state import ObjectState
+from streamml.times import Duration
+
+__all__ = ["Features"]
+
+
+class Features(KeyedOperator):
+    """Add aggregates of the key's events as of each event, the event itself included.
+
+    An event sees what event time puts before it: the events that arrived before it, in the tiles of its window that are not after its own
+    tile. So it is exact at tile resolution, also under disorder, and nothing waits. An event older than the watermark less `allowed_lateness`
+    goes to `late` and is not counted. One whose input is not a finite number goes to `rejected` and is not counted.
+
+    Args:
+        window: `all_time()`, `tumbling(size)` or `trailing(size, tile)`.
+        fields: aggregates by the name of the field to add, such as `{"n": count(), "mean": mean("amount")}`.
+        allowed_lateness: how far behind the watermark an event may be and still be counted.
+
+    >>> from streamml.operators import count, total, trailing
+    >>> from streamml.testing import event, run
+    >>> last_minute = Features(trailing("1m", tile="1s"), {"n": count(), "sum": total("x")})
+    >>> script = [event("k", t="1s", x=1), event("k", t="30s", x=2), event("k", t="70s", x=4)]
+    >>> [(e.n, e.sum) for e in run([last_minute], script).main]
+    [(1, 1.0), (2, 3.0), (2, 6.0)]
+    """
+
+    sides = ("late",)
+    rejects_rows = True
+
+    window: AllTimeWindow | TumblingWindow | TrailingWindow = all_time()
+    fields: Mapping[str, Aggregate] = dataclasses.field(default_factory=dict)
+    allowed_lateness: Duration = 0
+
+    tiles = ObjectState[Tiles](
+        new=lambda op: op.plan.new,
+        to_wire=lambda op: op.plan.to_wire,
+        from_wire=lambda op: op.plan.from_wire,
+        written=lambda op: op.plan.written,
+        signature=lambda op: f"tiles {op.window} {op.aggregation.signature}",
+        ttl=lambda op: None if op.plan.from_base else op.plan.size + op.allowed_lateness,
+    )
+
+    def validate(self) -> None:
+        """Refuse other windows."""
+        if not isinstance(self.window, AllTimeWindow | TumblingWindow | TrailingWindow):
+            msg = f"Features(window=): wanted all_time(), tumbling(size) or trailing(size, tile), got {self.window!r}"
+            raise PlanError(msg)
+        object.__setattr__(self, "aggregation", Aggregation(self.fields))
+        object.__setattr__(self, "plan", TilePlan(self.aggregation, self.window, int(self.allowed_lateness)))
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the inputs of the aggregates."""
+        return self.aggregation.inputs
+
+    def adds(self) -> tuple[str, ...]:
+        """Return the names of the results."""
+        return self.aggregation.names
+
+    def on_event(self, event: Record, ctx: Context) -> None:
+        """Count the event and emit it with the results."""
+        if event.timestamp < ctx.watermark - self.allowed_lateness:
+            ctx.late(event, ctx.watermark, self.allowed_lateness)
+            return
+        row = tuple(event[name] for name in self.aggregation.inputs)
+        self.aggregation.check(row)
+        results = self.tiles.get().step(self.plan, row, event.timestamp, ctx.watermark)
+        ctx.emit(event.with_fields(**dict(zip(self.aggregation.names, results, strict=True))))
+
+    def on_batch(self, batch: Batch, ctx: Context) -> Batch:
+        """Do the same by columns."""
+        plan, slot, lateness, new = self.plan, self.tiles.slot, self.allowed_lateness, self.plan.new
+        bad, rows = checked_rows(batch, self.aggregation)
+        results: list[tuple[Any, ...]] = []
+        keep: list[int] = []
+        number = 0
+        for row, time, watermark, entry in zip(rows, batch.times, batch.watermarks, batch.entries or (), strict=True):
+            if time < watermark - lateness:
+                ctx.late(batch.record(number), watermark, lateness)
+            elif number in bad:
+                ctx.reject(batch.record(number), bad[number])
+            else:
+                cells = entry.cells
+                cell: Tiles | None = cells[slot]
+                if cell is None:
+                    cell = cells[slot] = new()
+                results.append(cell.step(plan, row, time, watermark))
+                keep.append(number)
+            number += 1
+        if len(keep) != number:
+            batch = batch.take(keep)
+        return batch.with_fields(dict(zip(self.aggregation.names, map(list, zip(*results, strict=True)), strict=False)))
+
+    if TYPE_CHECKING:
+        aggregation: Aggregation
+        plan: TilePlan

@@ -1,0 +1,36 @@
+"""The input rows of aggregates from the columns of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Any
+
+from streamml.errors import RecordError
+from streamml.operators.aggregation import Aggregation
+from streamml.records import Batch
+
+__all__ = ["checked_rows"]
+
+_FINITE = frozenset((float, int))
+_SAFE = 1e300
+
+
+def checked_rows(batch: Batch, aggregation: Aggregation) -> tuple[dict[int, RecordError], Sequence[Sequence[Any]]]:
+    """Return which rows the aggregates can't take, with the reason, and the input rows of all."""
+    names = aggregation.inputs
+    if not names:
+        return {}, list(repeat((), len(batch)))
+    columns = [batch.column(name) for name in names]
+    rows = list(zip(*columns, strict=True))
+    if all(set(map(type, column)) <= _FINITE and -_SAFE < min(column) and max(column) < _SAFE for column in columns):
+        # NaN compares false with everything, so min and max can miss it; a sum can't.
+        if all((total := sum(column)) == total for column in columns):
+            return {}, rows
+    bad: dict[int, RecordError] = {}
+    for number, row in enumerate(rows):
+        try:
+            aggregation.check(row)
+        except RecordError as exc:
+            bad[number] = exc
+    return bad, rows

@@ -365,7 +365,8 @@ def _variance(ddof: int, moments: Sequence[Any], time: int, start: int, end: int
     return squares / (n - ddof) if n > ddof else None
 
 
-def _since_last(times: Sequence[Any], time: int, start: int, end: int) -> float:
+def the_time_since(times: Sequence[Any], time: int, start: int, end: int) -> float:
+    """Return the time since the newest event before this time, -1.0 without one."""
     previous, newest = times
     before = newest if newest is not None and time > newest else previous
     return -1.0 if before is None else float(max(time - before, 0))
@@ -487,7 +488,7 @@ def since_last() -> Aggregate:
     >>> since_last()
     since_last()
     """
-    return Aggregate("since_last()", (LastTimes(),), _since_last)
+    return Aggregate("since_last()", (LastTimes(),), the_time_since)
 
 
 def ewma(field: str, half_life: Duration = "1m") -> Aggregate:

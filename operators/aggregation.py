@@ -11,12 +11,14 @@ from streamml.operators.aggregates import (
     Aggregate,
     Count,
     Greatest,
+    LastTimes,
     Least,
     Newest,
     Part,
     Sum,
     the_mean,
     the_newest,
+    the_time_since,
     the_value,
 )
 
@@ -34,6 +36,7 @@ _ADD: dict[type[Part], str] = {
     Least: "if a{i} is None or {x} < a{i}: accs[{i}] = float({x})",
     Greatest: "if a{i} is None or {x} > a{i}: accs[{i}] = float({x})",
     Newest: "if time >= a{i}[0]: accs[{i}] = (time, float({x}))",
+    LastTimes: "accs[{i}] = (a{i}[1], time) if a{i}[1] is None or time >= a{i}[1] else add{i}(a{i}, None, time)",
 }
 _MERGE: dict[type[Part], str] = {
     Count: "a{i} + b{i}",
@@ -46,6 +49,7 @@ _RESULT: dict[Callable[..., Any], str] = {
     the_value: "{0}",
     the_mean: "({1} / {0} if {0} else None)",
     the_newest: "{0}[1]",
+    the_time_since: "(float(time - {0}[0]) if {0}[1] == time and {0}[0] is not None else finish{k}({0}, time, start, end))",
 }
 
 
@@ -86,6 +90,8 @@ class Aggregation:
     """Return new accumulators of the events of both, the older ones first; the inputs stay as they are."""
     results: Callable[[Sequence[Any], int, int, int], tuple[Any, ...]]
     """Return the results in the order of `names` for (accumulators, time, start, end), see `Aggregate`."""
+    step: Callable[[list[Any], Sequence[Any], int, int, int], tuple[Any, ...]]
+    """Add one event and return the results: `add` and `results` in one call, for (accumulators, row, time, start, end)."""
 
     def __init__(self, fields: Mapping[str, Aggregate]) -> None:
         self.fields = dict(fields)
@@ -103,7 +109,7 @@ class Aggregation:
         self._text = tuple(name not in numeric for name in self.inputs)
         self._any_text = any(self._text)
         self._inits = tuple(part.init for part in self.parts)
-        self.add, self.merge, self.results = _compile(self.parts, aggregates, self.inputs)
+        self.add, self.merge, self.results, self.step = _compile(self.parts, aggregates, self.inputs)
 
     def __reduce__(self) -> tuple[type[Aggregation], tuple[dict[str, Aggregate]]]:
         return Aggregation, (self.fields,)
@@ -202,8 +208,8 @@ def _check_fields(fields: Mapping[str, Aggregate]) -> None:
 
 def _compile(
     parts: tuple[Part, ...], aggregates: tuple[Aggregate, ...], inputs: tuple[str, ...]
-) -> tuple[Any, Any, Any]:
-    """Return the functions `add`, `merge` and `results`; only numbers of parts and inputs enter their source."""
+) -> tuple[Any, Any, Any, Any]:
+    """Return the functions `add`, `merge`, `results` and `step`; only numbers of parts and inputs enter their source."""
     scope: dict[str, Any] = {}
     add, merge, results = [], [], []
     for i, part in enumerate(parts):
@@ -215,7 +221,7 @@ def _compile(
         own = [f"a{parts.index(part)}" for part in aggregate.parts]
         scope[f"finish{k}"] = aggregate.finish
         text = _RESULT.get(aggregate.finish, f"finish{k}({', '.join(own)}, time, start, end)")
-        results.append(text.format(*own))
+        results.append(text.format(*own, k=k))
     accs = "".join(f"a{i}, " for i in range(len(parts)))
     row = "".join(f"x{j}, " for j in range(len(inputs)))
     lines = [
@@ -230,6 +236,12 @@ def _compile(
         "def results(accs, time, start, end):",
         f" {accs} = accs",
         f" return ({', '.join(results)},)",
+        "def step(accs, row, time, start, end):",
+        f" {accs} = accs",
+        *([f" {row} = row"] if inputs else []),
+        *(f" {line}" for line in add),
+        f" {accs} = accs",
+        f" return ({', '.join(results)},)",
     ]
     exec("\n".join(lines), scope)
-    return scope["add"], scope["merge"], scope["results"]
+    return scope["add"], scope["merge"], scope["results"], scope["step"]

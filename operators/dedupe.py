@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streamml.contract import Context, KeyedOperator
+from streamml.operators.rows import kept
 from streamml.records import Batch, Record
 from streamml.state import SetState
 from streamml.state.cells import SetCell
@@ -52,23 +53,25 @@ class Dedupe(KeyedOperator):
         """Do the same by columns."""
         slot, ttl = self.seen.slot, self.ttl
         ids = batch.ids if self.id is None else list(map(str, batch.column(self.id)))
-        keep: list[int] = []
-        row = 0
+        lost: list[int] = []
+        number = -1
         for id, time, watermark, entry in zip(ids, batch.times, batch.watermarks, batch.entries or (), strict=True):
+            number += 1
             horizon = watermark - ttl
             if time <= horizon:
-                ctx.late(batch.record(row), watermark, ttl)
+                ctx.late(batch.record(number), watermark, ttl)
+                lost.append(number)
+                continue
+            cell: SetCell | None = entry.cells[slot]
+            if cell is None:
+                entry.cells[slot] = SetCell({id: time}, {id: time})
+            elif id not in cell.times or cell.times[id] <= horizon:
+                if cell.oldest <= horizon:
+                    cell.expire(horizon, entry.chunk_io(slot))
+                cell.times[id] = cell.tail[id] = time
+                if time < cell.oldest:
+                    cell.oldest = time
             else:
-                cell: SetCell | None = entry.cells[slot]
-                if cell is None:
-                    entry.cells[slot] = SetCell({id: time}, {id: time})
-                    keep.append(row)
-                elif id not in cell.times or cell.times[id] <= horizon:
-                    if cell.oldest <= horizon:
-                        cell.expire(horizon, entry.chunk_io(slot))
-                    cell.add(id, time)
-                    keep.append(row)
-                else:
-                    ctx.side("duplicates", batch.record(row))
-            row += 1
-        return batch if len(keep) == row else batch.take(keep)
+                ctx.side("duplicates", batch.record(number))
+                lost.append(number)
+        return kept(batch, lost)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from streamml.contract import Context, KeyedOperator
-from streamml.errors import PlanError
+from streamml.errors import PlanError, RecordError
 from streamml.operators.aggregates import Aggregate
 from streamml.operators.aggregation import Aggregation
-from streamml.operators.rows import checked_rows
+from streamml.operators.rows import checked_rows, columns, kept
 from streamml.operators.tiles import TilePlan, Tiles
 from streamml.operators.windows import AllTimeWindow, TrailingWindow, TumblingWindow, all_time
 from streamml.records import Batch, Record
@@ -84,27 +84,32 @@ class Features(KeyedOperator):
 
     def on_batch(self, batch: Batch, ctx: Context) -> Batch:
         """Do the same by columns."""
-        plan, slot, lateness, new = self.plan, self.tiles.slot, self.allowed_lateness, self.plan.new
+        plan, slot, lateness = self.plan, self.tiles.slot, self.allowed_lateness
         bad, rows = checked_rows(batch, self.aggregation)
+        step = self.aggregation.step
         results: list[tuple[Any, ...]] = []
-        keep: list[int] = []
-        number = 0
+        lost: list[int] = []
+        number = -1
         for row, time, watermark, entry in zip(rows, batch.times, batch.watermarks, batch.entries or (), strict=True):
-            if time < watermark - lateness:
-                ctx.late(batch.record(number), watermark, lateness)
-            elif number in bad:
-                ctx.reject(batch.record(number), bad[number])
-            else:
-                cells = entry.cells
-                cell: Tiles | None = cells[slot]
-                if cell is None:
-                    cell = cells[slot] = new()
-                results.append(cell.step(plan, row, time, watermark))
-                keep.append(number)
             number += 1
-        if len(keep) != number:
-            batch = batch.take(keep)
-        return batch.with_fields(dict(zip(self.aggregation.names, map(list, zip(*results, strict=True)), strict=False)))
+            if time < watermark - lateness or number in bad:
+                self._lose(batch.record(number), watermark, bad.get(number), ctx)
+                lost.append(number)
+                continue
+            cell: Tiles | None = entry.cells[slot]
+            if cell is None:
+                cell = entry.cells[slot] = plan.new()
+            if cell.closed is None and cell.start <= time < cell.stop:  # the common case of `Tiles.step`, without the call
+                results.append(step(cell.newest, row, time, cell.low, cell.high))
+            else:
+                results.append(cell.step(plan, row, time, watermark))
+        return kept(batch, lost).with_fields(columns(self.aggregation, results))
+
+    def _lose(self, event: Record, watermark: int, error: RecordError | None, ctx: Context) -> None:
+        if event.timestamp < watermark - self.allowed_lateness or error is None:
+            ctx.late(event, watermark, self.allowed_lateness)
+        else:
+            ctx.reject(event, error)
 
     if TYPE_CHECKING:
         aggregation: Aggregation

@@ -110,23 +110,32 @@ class Infer(Operator):
         return made
 
     def _score(self, columns: list[list[Any]], rows: int) -> dict[str, list[Any]]:
-        if not self.missing:
-            for name, column in zip(self._inputs, columns, strict=True):
-                if None in column:
-                    msg = f"{self._version}: input {name!r} is missing; give it a value, or pass missing=True if the model takes NaN"
-                    raise RecordError(msg)
         started = time.perf_counter()
-        found = self._loaded.score(columns, rows)
+        inputs = self._loaded.matrix(columns)
+        if not self.missing:
+            self._check_inputs(inputs)
+        found = self._loaded.predict(inputs, rows)
         if self._latency:
             self._latency.observe(time.perf_counter() - started)
             self._scored.inc(rows)
         scores = {field: found[output] for field, output in self._outputs.items()}
         for field, column in scores.items():
-            for value in column:
-                if value != value or value is math.inf:
-                    msg = f"{self._version}: output {field!r} is {value}"
-                    raise ModelError(msg)
+            if isinstance(column[0], float) and not math.isfinite(sum(column)):
+                odd = next((value for value in column if not math.isfinite(value)), math.inf)
+                msg = f"{self._version}: output {field!r} is {odd}"
+                raise ModelError(msg)
         return scores
+
+    def _check_inputs(self, inputs: dict[str, Any]) -> None:
+        for spec in self._loaded.inputs:
+            array = inputs[spec.name]
+            if array.dtype.kind == "f" and array.sum() != array.sum():
+                missing = [f for f, column in zip(spec.features, array.reshape(len(array), -1).T, strict=True) if (column != column).any()]
+                msg = (
+                    f"{self._version}: input {', '.join(missing)} is missing; give it a value before this operator, "
+                    f"or pass missing=True if the model takes NaN"
+                )
+                raise RecordError(msg)
 
     def _halve(self, batch: Batch, columns: list[list[Any]], rows: list[int], error: Exception, ctx: Context) -> list[int]:
         """Find the rows that fail and reject them; return the others."""

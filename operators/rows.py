@@ -1,4 +1,4 @@
-"""The input rows of aggregates from the columns of a batch."""
+"""The input rows of aggregates from the columns of a batch, and columns from their results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from streamml.errors import RecordError
 from streamml.operators.aggregation import Aggregation
 from streamml.records import Batch
 
-__all__ = ["checked_rows"]
+__all__ = ["checked_rows", "columns", "kept"]
 
 _FINITE = frozenset((float, int))
 _SAFE = 1e300
@@ -34,3 +34,18 @@ def checked_rows(batch: Batch, aggregation: Aggregation) -> tuple[dict[int, Reco
         except RecordError as exc:
             bad[number] = exc
     return bad, rows
+
+
+def columns(aggregation: Aggregation, results: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
+    """Return the columns of results that were made row by row."""
+    if not results:
+        return {name: [] for name in aggregation.names}
+    return dict(zip(aggregation.names, map(list, zip(*results, strict=True)), strict=True))
+
+
+def kept(batch: Batch, lost: list[int]) -> Batch:
+    """Return the batch without the rows that were lost."""
+    if not lost:
+        return batch
+    gone = set(lost)
+    return batch.take([row for row in range(len(batch)) if row not in gone])

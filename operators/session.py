@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamml.contract import Context, KeyedOperator
+from streamml.errors import RecordError
 from streamml.operators.aggregates import Aggregate
 from streamml.operators.aggregation import Aggregation
-from streamml.operators.rows import checked_rows
+from streamml.operators.rows import checked_rows, columns, kept
 from streamml.operators.windows import positive_millis
 from streamml.records import Batch, Record
 from streamml.state import ObjectState
-from streamml.times import MIN_TIME, Duration
+from streamml.times import MAX_TIME, MIN_TIME, Duration
 
 __all__ = ["Session"]
+
+_NONE: list[Any] = [MAX_TIME, MIN_TIME, None]
 
 
 class Session(KeyedOperator):
@@ -81,26 +84,33 @@ class Session(KeyedOperator):
         """Do the same by columns."""
         aggregation, slot, gap, lateness = self.aggregation, self.sessions.slot, self.gap, self.allowed_lateness
         bad, rows = checked_rows(batch, aggregation)
+        step = aggregation.step
         results: list[tuple[Any, ...]] = []
-        keep: list[int] = []
-        number = 0
+        lost: list[int] = []
+        number = -1
         for row, time, watermark, entry in zip(rows, batch.times, batch.watermarks, batch.entries or (), strict=True):
-            horizon = watermark - lateness
-            if time < horizon:
-                ctx.late(batch.record(number), watermark, lateness)
-            elif number in bad:
-                ctx.reject(batch.record(number), bad[number])
-            else:
-                cells = entry.cells
-                cell: Sessions | None = cells[slot]
-                if cell is None:
-                    cell = cells[slot] = Sessions()
-                results.append(cell.step(aggregation, gap, row, time, horizon - gap))
-                keep.append(number)
             number += 1
-        if len(keep) != number:
-            batch = batch.take(keep)
-        return batch.with_fields(dict(zip(aggregation.names, map(list, zip(*results, strict=True)), strict=False)))
+            if time < watermark - lateness or number in bad:
+                self._lose(batch.record(number), watermark, bad.get(number), ctx)
+                lost.append(number)
+                continue
+            cell: Sessions | None = entry.cells[slot]
+            if cell is None:
+                cell = entry.cells[slot] = Sessions()
+            newest = cell.newest
+            if newest[0] <= time < newest[1] + gap:  # the common case of `Sessions.step`, without the call
+                if time > newest[1]:
+                    newest[1] = time
+                results.append(step(newest[2], row, time, newest[0], newest[1]))
+            else:
+                results.append(cell.step(aggregation, gap, row, time, watermark - lateness - gap))
+        return kept(batch, lost).with_fields(columns(aggregation, results))
+
+    def _lose(self, event: Record, watermark: int, error: RecordError | None, ctx: Context) -> None:
+        if event.timestamp < watermark - self.allowed_lateness or error is None:
+            ctx.late(event, watermark, self.allowed_lateness)
+        else:
+            ctx.reject(event, error)
 
     if TYPE_CHECKING:
         aggregation: Aggregation
@@ -109,10 +119,11 @@ class Session(KeyedOperator):
 class Sessions:
     """The sessions of one key that an event to come may still join: [start, last event, accumulators], in order of time."""
 
-    __slots__ = ("open",)
+    __slots__ = ("newest", "open")
 
     def __init__(self, sessions: list[list[Any]] | None = None) -> None:
         self.open = sessions if sessions is not None else []
+        self.newest: list[Any] = self.open[-1] if self.open else _NONE
 
     def step(self, aggregation: Aggregation, gap: int, row: Sequence[Any], time: int, horizon: int) -> tuple[Any, ...]:
         """Add an event (its checked row) to its session and return the results as of it.
@@ -124,17 +135,11 @@ class Sessions:
             time: the event's time, ms.
             horizon: sessions whose last event is at or before it can get no event any more.
         """
-        sessions = self.open
-        if sessions:
-            newest = sessions[-1]
-            if newest[0] <= time < newest[1] + gap:
-                aggregation.add(newest[2], row, time)
-                if time > newest[1]:
-                    newest[1] = time
-                return aggregation.results(newest[2], time, newest[0], newest[1])
-        return self._step(aggregation, gap, row, time, horizon)
-
-    def _step(self, aggregation: Aggregation, gap: int, row: Sequence[Any], time: int, horizon: int) -> tuple[Any, ...]:
+        newest = self.newest
+        if newest[0] <= time < newest[1] + gap:
+            if time > newest[1]:
+                newest[1] = time
+            return aggregation.step(newest[2], row, time, newest[0], newest[1])
         before = [s for s in self.open if s[1] > horizon and s[1] + gap <= time]
         after = [s for s in self.open if s[1] > horizon and s[0] >= time + gap]
         joined = [s for s in self.open if s[1] > horizon and s[1] + gap > time and s[0] < time + gap]
@@ -145,9 +150,9 @@ class Sessions:
             session = [min(joined[0][0], time), max(joined[-1][1], time), accs]
         else:
             session = [time, time, aggregation.new()]
-        aggregation.add(session[2], row, time)
         self.open = [*before, session, *after]
-        return aggregation.results(session[2], time, session[0], session[1])
+        self.newest = self.open[-1]
+        return aggregation.step(session[2], row, time, session[0], session[1])
 
     def last(self) -> int:
         """Return the time of the last event."""

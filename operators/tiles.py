@@ -8,7 +8,7 @@ from typing import Any
 
 from streamml.operators.aggregation import Aggregation
 from streamml.operators.windows import AllTimeWindow, TrailingWindow, TumblingWindow
-from streamml.times import MAX_TIME, MIN_TIME
+from streamml.times import MIN_TIME
 
 __all__ = ["TilePlan", "Tiles"]
 
@@ -75,38 +75,46 @@ class Tiles:
     Sums are taken from the oldest tile to the newest, so they do not depend on when old tiles were folded or dropped.
     """
 
-    __slots__ = ("accs", "base", "closed", "closed_first", "numbers")
+    __slots__ = ("accs", "base", "closed", "high", "low", "newest", "numbers", "start", "stop")
 
     def __init__(self, numbers: list[int], accs: list[list[Any]], base: list[Any] | None) -> None:
         self.numbers = numbers
         self.accs = accs
         self.base = base
-        self.closed: list[Any] | None = None  # what the newest tile's events see before that tile ...
-        self.closed_first = MAX_TIME  # ... from this tile on; MAX_TIME: to be made again
+        # The newest tile's span [start, stop) of time, its accumulators, what its events see before it (`closed`), and the bounds
+        # of their window. An empty span means: to be made again.
+        self.start = self.stop = 0
+        self.newest: list[Any] = []
+        self.closed: list[Any] | None = None
+        self.low = self.high = 0
 
     def step(self, plan: TilePlan, row: Sequence[Any], time: int, watermark: int) -> tuple[Any, ...]:
         """Add an event (its checked row) and return the results as of it."""
-        aggregation, numbers = plan.aggregation, self.numbers
-        number = time // plan.tile
-        first = plan.first_tile(time)
+        if not self.start <= time < self.stop:
+            numbers, number = self.numbers, time // plan.tile
+            if numbers and number < numbers[-1]:
+                return self._step_back(plan, row, time, number)
+            self._open(plan, number, watermark)
+        aggregation = plan.aggregation
+        if self.closed is None:
+            return aggregation.step(self.newest, row, time, self.low, self.high)
+        aggregation.add(self.newest, row, time)
+        return aggregation.results(aggregation.merge(self.closed, self.newest), time, self.low, self.high)
+
+    def _open(self, plan: TilePlan, number: int, watermark: int) -> None:
+        """Make a tile the newest one, which it is or comes after, and note what its events see."""
+        numbers = self.numbers
         if not numbers or number > numbers[-1]:
             self._retire(plan, watermark)
             numbers.append(number)
-            accs = aggregation.new()
-            self.accs.append(accs)
-            self.closed_first = MAX_TIME
-        elif number == numbers[-1]:
-            accs = self.accs[-1]
-        else:
-            return self._step_back(plan, row, time, number, first)
-        aggregation.add(accs, row, time)
-        if self.closed_first != first:
-            self.closed = self._fold(plan, first, len(numbers) - 1)
-            self.closed_first = first
-        seen = accs if self.closed is None else aggregation.merge(self.closed, accs)
-        return aggregation.results(seen, time, *plan.bounds(time))
+            self.accs.append(plan.aggregation.new())
+        self.start = number * plan.tile
+        self.stop = self.start + plan.tile
+        self.newest = self.accs[-1]
+        self.closed = self._fold(plan, plan.first_tile(self.start), len(numbers) - 1)
+        self.low, self.high = plan.bounds(self.start)
 
-    def _step_back(self, plan: TilePlan, row: Sequence[Any], time: int, number: int, first: int) -> tuple[Any, ...]:
+    def _step_back(self, plan: TilePlan, row: Sequence[Any], time: int, number: int) -> tuple[Any, ...]:
         """Add an event that belongs before the newest tile."""
         aggregation = plan.aggregation
         at = bisect_left(self.numbers, number)
@@ -114,8 +122,8 @@ class Tiles:
             self.numbers.insert(at, number)
             self.accs.insert(at, aggregation.new())
         aggregation.add(self.accs[at], row, time)
-        self.closed_first = MAX_TIME
-        seen = self._fold(plan, first, at + 1)
+        self.start = self.stop = 0  # what the newest tile's events see has changed
+        seen = self._fold(plan, plan.first_tile(time), at + 1)
         return aggregation.results(seen or (), time, *plan.bounds(time))
 
     def _fold(self, plan: TilePlan, first: int, stop: int) -> list[Any] | None:

@@ -59,7 +59,7 @@ class Entry:
         self.used = True
 
     def row(self, kind: bytes, rest: bytes = b"") -> bytes:
-        """Return the store's key for a row of this entry."""
+        """Return the store's key for a row of this entry, of kind `k` (small states), `c` (chunk) or `m` (map entry)."""
         table = self.table
         return _ROUTE.pack(key_group(self.key_bytes, table.groups), table.stage, kind) + self.key_bytes + rest
 
@@ -163,16 +163,17 @@ class StateTable:
 
     def entries(self, keys: list[Any]) -> list[Entry]:
         """Return the entry of each key, read in bulk where it is not cached; each counts as changed from now on."""
-        found = list(map(self.cache.get, keys))
-        if None in found:
-            self._load(dict.fromkeys(key for key, entry in zip(keys, found, strict=True) if entry is None))
-            found = list(map(self.cache.get, keys))
-        fresh = [entry for entry in found if not entry.dirty]  # type: ignore[union-attr]
-        for entry in fresh:
-            if not entry.dirty:  # type: ignore[union-attr]
-                entry.dirty = entry.used = True  # type: ignore[union-attr]
-                self._dirty.append(entry)  # type: ignore[arg-type]
-        return found  # type: ignore[return-value]
+        cache = self.cache
+        try:
+            found = list(map(cache.__getitem__, keys))
+        except KeyError:
+            self._load(dict.fromkeys(key for key in keys if key not in cache))
+            found = list(map(cache.__getitem__, keys))
+        for entry in [entry for entry in found if not entry.dirty]:
+            if not entry.dirty:
+                entry.dirty = entry.used = True
+                self._dirty.append(entry)
+        return found
 
     def _load(self, keys: dict[Any, None]) -> None:
         made = [Entry(self, key, encode_key(key), []) for key in keys]

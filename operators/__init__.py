@@ -16,23 +16,27 @@ from streamml.operators.aggregates import (
     variance,
 )
 from streamml.operators.dedupe import Dedupe
+from streamml.operators.drift_monitor import DriftMonitor
 from streamml.operators.features import Features
 from streamml.operators.filter import Filter
 from streamml.operators.flat_map import FlatMap
 from streamml.operators.infer import Infer
 from streamml.operators.map import Map
 from streamml.operators.session import Session
+from streamml.operators.window import Window
 from streamml.operators.windows import all_time, session, sliding, trailing, tumbling
 
 __all__ = [
     "Aggregate",
     "Dedupe",
+    "DriftMonitor",
     "Features",
     "Filter",
     "FlatMap",
     "Infer",
     "Map",
     "Session",
+    "Window",
     "all_time",
     "count",
     "distinct",

@@ -64,11 +64,12 @@ class Dedupe(KeyedOperator):
                 continue
             cell: SetCell | None = entry.cells[slot]
             if cell is None:
-                entry.cells[slot] = SetCell({id: time}, {id: time})
+                entry.cells[slot] = SetCell({id: time}, 1)
             elif id not in cell.times or cell.times[id] <= horizon:
                 if cell.oldest <= horizon:
                     cell.expire(horizon, entry.chunk_io(slot))
-                cell.times[id] = cell.tail[id] = time
+                cell.times[id] = time  # `SetCell.add`, without the call
+                cell.tail += 1
                 if time < cell.oldest:
                     cell.oldest = time
             else:

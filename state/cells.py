@@ -7,7 +7,8 @@ immutable chunk row. So an append costs the same whether the key holds ten eleme
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 __all__ = ["ABSENT", "CHUNK", "Absent", "ChunkIO", "ListCell", "MapCell", "MapIO", "SetCell"]
@@ -88,48 +89,62 @@ class ListCell:
 
 
 class SetCell:
-    """Values with the event time of each: a dict in order of insertion, spilled like a list."""
+    """Values with the event time of each, in order of insertion; the oldest ones may stand in stored chunks."""
 
     __slots__ = ("chunks", "first", "oldest", "tail", "times")
 
-    def __init__(
-        self, times: dict[Any, int], tail: dict[Any, int], first: int = 0, chunks: list[int] | None = None
-    ) -> None:
+    def __init__(self, times: dict[Any, int], tail: int, first: int = 0, chunks: Sequence[int] = ()) -> None:
         self.times = times
+        self.tail = tail  # how many of the newest values are in no chunk
         self.oldest = min(times.values(), default=_LATEST)
-        self.tail = tail  # what is not in a stored chunk, a part of `times`
-        self.first = first
-        self.chunks = chunks if chunks is not None else []  # for each stored chunk the newest time in it
+        self.first = first  # number of the oldest chunk that is stored
+        self.chunks = chunks  # for each stored chunk the newest time in it
 
     def add(self, value: Any, time: int) -> None:
-        self.times[value] = self.tail[value] = time
+        """Add a value that is not there."""
+        self.times[value] = time
+        self.tail += 1
         if time < self.oldest:
             self.oldest = time
+
+    def remove_newest(self, value: Any) -> None:
+        """Take back the last `add`."""
+        del self.times[value]
+        self.tail -= 1
 
     def expire(self, horizon: int, io: ChunkIO) -> None:
         """Forget values whose time is at or before the horizon; stored chunks go as a whole."""
         if self.oldest > horizon:
             return
-        while self.chunks and self.chunks[0] <= horizon:
-            io.drop(self.first, self.first + 1)
-            self.first += 1
-            self.chunks.pop(0)
+        gone = 0
+        while gone < len(self.chunks) and self.chunks[gone] <= horizon:
+            gone += 1
+        io.drop(self.first, self.first + gone)
+        self.first += gone
+        self.chunks = self.chunks[gone:]
+        stored = len(self.times) - self.tail
+        self.tail = sum(time > horizon for time in islice(self.times.values(), stored, None))
         self.times = {value: time for value, time in self.times.items() if time > horizon}
-        self.tail = {value: time for value, time in self.tail.items() if time > horizon}
         self.oldest = min(self.times.values(), default=_LATEST)
+
+    def newest(self) -> int:
+        """Return the newest time that a value was added with, among those that may still live."""
+        tail = islice(self.times.values(), len(self.times) - self.tail, None)
+        return max(max(tail, default=-_LATEST), max(self.chunks, default=-_LATEST))
 
     def wire(self, io: ChunkIO) -> list[Any]:
         """Spill full chunks and return what goes into the key's row."""
-        if len(self.tail) >= 2 * CHUNK:
-            values = list(self.tail)
-            stop = len(values) // CHUNK * CHUNK
-            for start in range(0, stop, CHUNK):
-                part = values[start : start + CHUNK]
-                times = [self.tail[value] for value in part]
-                io.put(self.first + len(self.chunks), part, times)
-                self.chunks.append(max(times))
-            self.tail = {value: self.tail[value] for value in values[stop:]}
-        return [self.first, self.chunks, list(self.tail), list(self.tail.values())]
+        items = list(islice(self.times.items(), len(self.times) - self.tail, None))
+        if self.tail >= 2 * CHUNK:
+            spilled = self.tail // CHUNK * CHUNK
+            for start in range(0, spilled, CHUNK):
+                part = items[start : start + CHUNK]
+                times = [time for _, time in part]
+                io.put(self.first + len(self.chunks), [value for value, _ in part], times)
+                self.chunks = [*self.chunks, max(times)]
+            self.tail -= spilled
+            del items[:spilled]
+        return [self.first, self.chunks, [value for value, _ in items], [time for _, time in items]]
 
 
 class MapIO(Protocol):

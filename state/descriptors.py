@@ -199,13 +199,14 @@ class SetState(State["SetHandle[T]"], Generic[T]):
         found = chunks(first, first + len(newest))
         for values, stamps in found:
             times.update(zip(values, stamps, strict=True))
-        gone = len(newest) - len(found)
-        tail = dict(zip(tail_values, tail_times, strict=True))
-        times.update(tail)
-        return SetCell(times, tail, first + gone, newest[gone:])
+        gone = len(newest) - len(found)  # the oldest ones may have expired and been swept
+        for value, time in zip(tail_values, tail_times, strict=True):
+            times.pop(value, None)  # added again after it had expired in a chunk
+            times[value] = time
+        return SetCell(times, len(tail_values), first + gone, newest[gone:])
 
     def written(self, cell: SetCell) -> int:
-        return max(max(cell.tail.values(), default=_DEAD), max(cell.chunks, default=_DEAD))
+        return cell.newest()
 
 
 class MapState(State["MapHandle[K, V]"], Generic[K, V]):
@@ -419,18 +420,17 @@ class SetHandle(_Handle, Generic[T]):
 
     def add(self, value: T) -> bool:
         """Add a value; returns whether it was not there (or had expired)."""
-        cell = self._cell()
+        cell: SetCell = self._cell()
         if cell is None:
-            cell = SetCell({}, {})
+            cell = SetCell({}, 0)
             self._put(cell)
         horizon = self._horizon()
-        old = cell.times.get(value, ABSENT)
-        if old is not ABSENT and old > horizon:
+        if cell.times.get(value, _DEAD) > horizon:
             return False
         if cell.oldest <= horizon:
             cell.expire(horizon, self._scope.entry.chunk_io(self.slot))
         cell.add(value, self._stamp())
-        self._scope.undo.append(lambda: (cell.times.pop(value, None), cell.tail.pop(value, None)) and None)  # type: ignore[func-returns-value]
+        self._scope.undo.append(lambda: cell.remove_newest(value))
         return True
 
     def __contains__(self, value: object) -> bool:

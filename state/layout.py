@@ -78,6 +78,17 @@ class Layout:
         self.number = number if number is not None else max(self.known, default=0) + 1
         self.known[self.number] = plain
         self._encoder = msgspec.msgpack.Encoder()
+        self._writers = [
+            (
+                number,
+                slot.state.encode if slot.state.stored_in_row else None,
+                slot.state.chunked,
+                slot.ttl,
+                slot.state.clock == "event",
+                slot.state.written,
+            )
+            for number, slot in enumerate(slots)
+        ]
         wires = tuple(slot.state.wire_type | None for slot in slots)
         self._decoder = msgspec.msgpack.Decoder(tuple[wires] if wires else tuple[()])  # type: ignore[valid-type]
         self._raw = msgspec.msgpack.Decoder(tuple[msgspec.Raw, ...])
@@ -90,16 +101,18 @@ class Layout:
         """Return the row of a key; `io(slot)` takes the chunks that are spilled."""
         event = processing = _NOT_HERE
         wires: list[Any] = []
-        for number, (slot, cell) in enumerate(zip(self.slots, cells, strict=True)):
-            if cell is None or not slot.state.stored_in_row:
-                wires.append(None)
+        put = wires.append
+        for cell, (number, encode, chunked, ttl, by_event, written) in zip(cells, self._writers, strict=True):
+            if cell is None or encode is None:
+                put(None)
                 continue
-            wires.append(slot.state.encode(cell, io(number) if slot.state.chunked else None))
-            expiry = NEVER if slot.ttl is None else slot.state.written(cell) + slot.ttl
-            if slot.state.clock == "event":
-                event = max(event, expiry)
-            else:
-                processing = max(processing, expiry)
+            put(encode(cell, io(number) if chunked else None))
+            expiry = NEVER if ttl is None else written(cell) + ttl
+            if by_event:
+                if expiry > event:
+                    event = expiry
+            elif expiry > processing:
+                processing = expiry
         return HEADER.pack(FORMAT, self.number, event, processing) + self._encoder.encode(wires)
 
     def decode(self, row: bytes, chunks: Chunks) -> list[Any]:

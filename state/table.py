@@ -229,7 +229,7 @@ class StateTable:
             self._encode(entry, watermark, now)
         self._dirty.clear()
         written = len(self.pending)
-        self._sweep(watermark, now, budget=2_000 + 2 * written)
+        self._sweep(watermark, now, budget=1_000 + written // 2)
         self.store.write(self.pending)
         self.pending = {}
         return written
@@ -248,12 +248,14 @@ class StateTable:
         if not self._has_rows:
             return
         row = self.layout.encode(entry.cells, entry.chunk_io)
+        key_bytes = entry.key_bytes
+        key = _ROUTE.pack(crc32(key_bytes) % self.groups, self.stage, b"k") + key_bytes
         if not expired(row, watermark, now):
-            pending[entry.row(b"k")] = row
+            pending[key] = row
             entry.stored = True
             self._mean_row += (len(row) - self._mean_row) * 0.01
         elif entry.stored:
-            pending[entry.row(b"k")] = None
+            pending[key] = None
             entry.stored = False
 
     def _sweep(self, watermark: int, now: int, budget: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from operator import attrgetter
@@ -54,6 +55,7 @@ class Ingest:
         self._time_of: Callable[[Any], Any] = attrgetter(self._roles.time or "")
         self._id_of: Callable[[Any], Any] | None = attrgetter(self._roles.id) if self._roles.id else None
         self._millis = self._roles.millis()
+        self._followed: set[str] = set()
 
     def partition(self, name: str) -> str:
         """Return the tracker's name for a partition of this source."""
@@ -79,51 +81,46 @@ class Ingest:
         """
         bad: list[dict[str, Any]] = []
         values: list[Any] = []
-        rows: list[int] = []
-        self._decode_all(chunk, values, rows, bad)
+        rows: Sequence[int] = range(len(chunk.payloads))
+        try:
+            values = list(map(self._decode, chunk.payloads))
+        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
+            values, rows = self._decode_each(chunk, bad)  # some are bad, or are no bytes: one by one
         times = self._times(values)
-        self._drop_bad_rows(chunk, values, rows, times, bad, now)
-        offsets = chunk.offsets
-        ids: list[str]
-        if self._id_of is not None:
-            prefix = self._pipeline + "/"
-            ids = [f"{prefix}{id}" for id in map(self._id_of, values)]
-        else:
-            ids = []
+        ids = list(map(self._id_of, values)) if self._id_of is not None else None
+        if not self._all_good(times, ids, now):
+            keep = self._good_rows(chunk, values, rows, times, ids, bad, now)
+            values, rows, times = [values[i] for i in keep], [rows[i] for i in keep], [times[i] for i in keep]
+            ids = [ids[i] for i in keep] if ids is not None else None
+        names: list[str] = [f"{self._pipeline}/{id}" for id in ids] if ids is not None else []
         watermarks: list[int] = []
         start = first = 0
         for partition, count in chunk.runs:
-            stop = first
-            first_row = start + count
-            while stop < len(rows) and rows[stop] < first_row:
-                stop += 1
-            if self._id_of is None:
-                prefix = f"{self._pipeline}/{self.partition(partition)}@"
-                ids += [f"{prefix}{offsets[row]}" for row in rows[first:stop]]
-            self._tracker.add(
-                self.partition(partition),
-                bound=self.spec.out_of_orderness,
-                max_jump=self.spec.max_jump,
-                idleness=self.spec.idleness,
-                now=now,
-            )
-            watermarks += self._tracker.observe(self.partition(partition), times[first:stop], now)
-            start, first = first_row, stop
-        return (
-            Batch(
-                values,
-                times=times,
-                ids=ids,
-                watermarks=watermarks,
-                watermark=self._tracker.current,
-                tags=[self.spec.tag] * len(values) if self._tagged else None,
-                traces=[chunk.traces[row] for row in rows] if chunk.traces is not None else None,
-            ),
-            bad,
+            start += count
+            stop = bisect_left(rows, start)
+            name = self.partition(partition)
+            if ids is None:
+                names += [f"{self._pipeline}/{name}@{chunk.offsets[row]}" for row in rows[first:stop]]
+            if name not in self._followed:
+                self.follow([partition], now)
+                self._followed.add(name)
+            watermarks += self._tracker.observe(name, times[first:stop], now)
+            first = stop
+        batch = Batch(
+            values,
+            times=times,
+            ids=names,
+            watermarks=watermarks,
+            watermark=self._tracker.current,
+            tags=[self.spec.tag] * len(values) if self._tagged else None,
+            traces=[chunk.traces[row] for row in rows] if chunk.traces is not None else None,
         )
+        return batch, bad
 
-    def _decode_all(self, chunk: Chunk, values: list[Any], rows: list[int], bad: list[dict[str, Any]]) -> None:
+    def _decode_each(self, chunk: Chunk, bad: list[dict[str, Any]]) -> tuple[list[Any], list[int]]:
         decode, schema = self._decode, self.spec.schema
+        values: list[Any] = []
+        rows: list[int] = []
         for row, payload in enumerate(chunk.payloads):
             try:
                 values.append(decode(payload) if isinstance(payload, bytes) else msgspec.convert(payload, schema))
@@ -132,6 +129,7 @@ class Ingest:
                 bad.append(self._rejected(chunk, row, "decode", type(exc).__name__, reason))
             else:
                 rows.append(row)
+        return values, rows
 
     def _times(self, values: list[Any]) -> list[Any]:
         times: list[Any] = list(map(self._time_of, values))
@@ -144,16 +142,25 @@ class Ingest:
             return None if time.tzinfo is None else round(time.timestamp() * 1000)
         return None if time is None else self._millis(time)
 
-    def _drop_bad_rows(
-        self, chunk: Chunk, values: list[Any], rows: list[int], times: list[Any], bad: list[dict[str, Any]], now: int
-    ) -> None:
-        """Reject rows whose time or id can't be used; in the common case one look over the columns."""
+    def _all_good(self, times: list[Any], ids: list[Any] | None, now: int) -> bool:
+        if not times:
+            return True
+        if None in times or (ids is not None and None in ids):
+            return False
+        return bool(min(times) >= _OLDEST and max(times) <= min(_NEWEST, now + self.spec.max_future))
+
+    def _good_rows(
+        self,
+        chunk: Chunk,
+        values: list[Any],
+        rows: Sequence[int],
+        times: list[Any],
+        ids: list[Any] | None,
+        bad: list[dict[str, Any]],
+        now: int,
+    ) -> list[int]:
+        """Reject rows whose time or id can't be used; return the others."""
         newest = min(_NEWEST, now + self.spec.max_future)
-        ids = list(map(self._id_of, values)) if self._id_of is not None else None
-        if not values:
-            return
-        if None not in times and min(times) >= _OLDEST and max(times) <= newest and (ids is None or None not in ids):
-            return
         keep: list[int] = []
         for i, time in enumerate(times):
             if time is None:
@@ -171,8 +178,7 @@ class Ingest:
                 keep.append(i)
                 continue
             bad.append(self._rejected(chunk, rows[i], "check", "RecordError", why))
-        for column in (values, rows, times):
-            column[:] = [column[i] for i in keep]  # type: ignore[index]
+        return keep
 
     def _rejected(self, chunk: Chunk, row: int, step: str, error: str, reason: str) -> dict[str, Any]:
         left = row

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from streamml.records import Batch
 
-__all__ = ["Chunk", "Sink", "Source"]
+__all__ = ["Chunk", "FollowingSink", "Sink", "Source"]
 
 
 @dataclass(slots=True)
@@ -35,7 +35,12 @@ class Source(Protocol):
     """A replayable stream in partitions. Order of calls: `open` once, then `poll` and `positions` in turn, `close`.
 
     `positions` is stored in checkpoints, so it is plain JSON; it says what `poll` has handed out so far.
+
+    Attributes:
+        replayable: positions can be read again after a crash; false for a pipe.
     """
+
+    replayable: bool
 
     def open(self, positions: Mapping[str, Any] | None) -> None:
         """Start at these positions, or at the configured start when there are none.
@@ -83,7 +88,21 @@ class Sink(Protocol):
     `prepare` returned, then `commit` (it becomes visible). After a crash `open` gets what was stored with the checkpoint that is
     restored: it finishes that commit if it was cut off, and discards whatever was written later.
     `close` after the last commit; what is not committed is discarded.
+
+    A sink whose own system can tell atomically whether a commit took place (a Kafka transaction) says so by `committed`: at a start the engine
+    asks it before `open`, and restores that checkpoint. It commits before the other sinks.
+
+    Attributes:
+        transactional: takes part in checkpoints; false for a sink that shows at once what is written (stdout).
+        decides: `committed` decides which checkpoint a start goes on from.
     """
+
+    transactional: bool
+    decides: bool
+
+    def committed(self) -> int | None:
+        """Return the number of the last checkpoint that this sink has committed, None if none (only asked when it decides)."""
+        ...
 
     def open(self, prepared: Mapping[str, Any] | None) -> None:
         """Start empty (None: a fresh job), or continue from what `prepare` returned for the restored checkpoint."""
@@ -108,3 +127,14 @@ class Sink(Protocol):
     def close(self) -> None:
         """Release everything; discard what was not committed."""
         ...
+
+
+class FollowingSink:
+    """Base of sinks that do not decide which checkpoint a start goes on from."""
+
+    transactional = True
+    decides = False
+
+    def committed(self) -> int | None:
+        """Return None: the engine's own checkpoints decide."""
+        return None

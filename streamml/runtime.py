@@ -90,6 +90,7 @@ class _Step:
         self.timers, self.processing_timers = queues
         self.ctx = Context(operator, *queues, reject=self._reject, table=stage.table)
         states = operator.bound_states()
+        self.keeps_stage_state = any(state.scope == "stage" for state in states.values())
         self.running = operator.running(
             {
                 name: state.handle(slot, self.ctx, ttl)
@@ -205,6 +206,8 @@ class _Step:
         if not self.slots or self.running.rejects_rows or batch.entries is None:
             return []
         distinct = {id(entry): entry for entry in batch.entries}
+        if self.keeps_stage_state:
+            distinct[id(self.ctx.stage_entry)] = self.ctx.stage_entry
         return [(e.cells, slot, copy.deepcopy(e.cells[slot])) for e in distinct.values() for slot in self.slots]
 
     def _fire(self, timers: TimerQueue, upto: int, out: _Rows, watermark: int | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from streamml.connectors.encode import Encoder
 from streamml.connectors.storage import Guard, Step, checksum, copy_range, failing, lock, sync_folder, write_all
 from streamml.errors import ConnectorError
+from streamml.ports import FollowingSink
 from streamml.records import Batch
 
 __all__ = ["FileSink"]
@@ -20,7 +21,7 @@ _BUFFER_BYTES = 1024 * 1024
 _GZIP = 31  # zlib's window bits for a gzip member
 
 
-class FileSink:
+class FileSink(FollowingSink):
     r"""Appends JSON lines to a file in two phases.
 
     What is written goes to `PATH.pending`; `prepare` makes that durable, `commit` appends it to `PATH` (as one more
@@ -50,7 +51,6 @@ class FileSink:
     >>> folder.cleanup()
     """
 
-    transactional = True
 
     def __init__(
         self,

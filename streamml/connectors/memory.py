@@ -8,6 +8,7 @@ from typing import Any
 from streamml.connectors.encode import Encoder, output_rows
 from streamml.connectors.partitions import POSITION_VERSION, PartitionedSource, check_format
 from streamml.errors import ConnectorError
+from streamml.ports import FollowingSink
 from streamml.records import Batch
 
 __all__ = ["MemorySink", "MemorySource", "NullSink"]
@@ -76,7 +77,7 @@ class _ListReader:
         pass
 
 
-class MemorySink:
+class MemorySink(FollowingSink):
     """Keeps what is written as dicts: in `pending` until it is committed, then in `committed`.
 
     It outlives a crash of the engine as a file would: opened again with what `prepare` returned, it goes on from there.
@@ -92,7 +93,6 @@ class MemorySink:
     [{'x': 1}]
     """
 
-    transactional = True
 
     def __init__(self) -> None:
         self.committed: list[dict[str, Any]] = []
@@ -144,7 +144,7 @@ class MemorySink:
             self.pending.clear()
 
 
-class NullSink:
+class NullSink(FollowingSink):
     """Writes nowhere. Rows are encoded all the same, so that a row that could not be written is noticed.
 
     >>> sink = NullSink()
@@ -154,7 +154,6 @@ class NullSink:
     {'format': 'null'}
     """
 
-    transactional = True
 
     def __init__(self) -> None:
         self._encoder = Encoder()

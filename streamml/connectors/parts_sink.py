@@ -15,6 +15,7 @@ from streamml.connectors.encode import output_columns, output_rows, to_plain
 from streamml.connectors.storage import Guard, Step, failing, lock, sync_folder
 from streamml.connectors.tables import load_arrow
 from streamml.errors import ConnectorError, RecordError
+from streamml.ports import FollowingSink
 from streamml.records import Batch
 
 __all__ = ["PartsSink"]
@@ -24,7 +25,7 @@ _GROUP_ROWS = 65_536
 _KNOWN = (bytes, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
 
 
-class PartsSink:
+class PartsSink(FollowingSink):
     """Writes Parquet or Arrow IPC files named `part-00000000.parquet` and so on into a folder.
 
     Rows go to `.pending-part-...`; `prepare` ends and syncs these files, `commit` renames them. A part has one schema,
@@ -38,7 +39,6 @@ class PartsSink:
         group_rows: how many rows are held and then written as one row group.
     """
 
-    transactional = True
 
     def __init__(
         self,

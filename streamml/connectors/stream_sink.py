@@ -8,12 +8,13 @@ from typing import Any
 from streamml.connectors.encode import Encoder
 from streamml.connectors.storage import failing, write_all
 from streamml.errors import ConnectorError
+from streamml.ports import FollowingSink
 from streamml.records import Batch
 
 __all__ = ["StreamSink"]
 
 
-class StreamSink:
+class StreamSink(FollowingSink):
     r"""Writes JSON lines to standard output (or another file descriptor) at once.
 
     What a reader was given can't be taken back, so it takes no part in checkpoints: `transactional` is False, and after

@@ -21,9 +21,16 @@ class Storage:
         options: where and how.
         pipeline: name of the pipeline; a state folder belongs to one.
         on_step: called between durable steps (fault tests).
+        decided: asks a sink that decides for the number of the checkpoint to go on from; None where none does.
     """
 
-    def __init__(self, options: LocalOptions, pipeline: str, on_step: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        options: LocalOptions,
+        pipeline: str,
+        on_step: Callable[[str], None] | None = None,
+        decided: Callable[[], int | None] | None = None,
+    ) -> None:
         self.checkpoints: Checkpoints | None = None
         self.restored: Loaded | None = None
         self.number = 0
@@ -39,7 +46,7 @@ class Storage:
         self.checkpoints = Checkpoints(
             root / "checkpoints", keep=options.keep_checkpoints, fsync=options.fsync, on_step=on_step
         )
-        self.restored = self.checkpoints.latest()
+        self.restored = self.checkpoints.latest() if decided is None else self._as_decided(self.checkpoints, decided())
         if self.restored is not None:
             found = self.restored.data.get("pipeline")
             if found != pipeline:
@@ -51,6 +58,16 @@ class Storage:
         elif live.exists():
             clear(live)
         self.store = RocksStore(live, options.rocks or RocksOptions())
+
+    @staticmethod
+    def _as_decided(checkpoints: Checkpoints, number: int | None) -> Loaded | None:
+        """Load the checkpoint whose output was committed; newer ones are put aside, their output was not."""
+        if number is None:
+            checkpoints.rewind(0)
+            return None
+        loaded = checkpoints.load(number)
+        checkpoints.rewind(number)
+        return loaded
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class LoadedModel:
         return self.predict(self.matrix(columns), rows)
 
     def predict(self, inputs: Mapping[str, Array], rows: int) -> dict[str, list[Any]]:
-        """Score prepared inputs; return plain lists by output, as `score` does."""
+        """Score rows given by arrays as `matrix` makes them; else the same as `score`."""
         if not rows:
             return {spec.name: [] for spec in self.outputs}
         found = self.runtime.predict(inputs)
@@ -156,12 +156,13 @@ class LoadedModel:
         return ModelError(f"{where}: wanted a {spec.dtype}, got {shown} ({exc})")
 
 
-def open_model(path: str | Path, features: Sequence[str] = (), *, warm_up: bool = True) -> LoadedModel:
+def open_model(path: str | Path, features: Sequence[str | None] = (), *, warm_up: bool = True) -> LoadedModel:
     """Load, check and warm up the model in a bundle folder, or in a bare `.onnx` file.
 
     Args:
         path: the folder or the file. A bare file has the name of its stem and version 0, and is not checked.
-        features: features in order, for a bare file; a bundle has its own.
+        features: features in order, None for a column without a name. A bare file takes them as they are; a bundle
+            has its own, and refuses others than those.
         warm_up: predict zeros once or twice, so that the first event does not pay for lazy set-up.
 
     Raises:
@@ -175,11 +176,13 @@ def open_model(path: str | Path, features: Sequence[str] = (), *, warm_up: bool 
     runtime.load()
     try:
         if bundle is None:
-            model = LoadedModel(runtime, name=path.stem, features=features)
+            names = [f"column_{i}" if name is None else name for i, name in enumerate(features)]
+            model = LoadedModel(runtime, name=path.stem, features=names)
         else:
             bundle.check_model(runtime)
             said = bundle.manifest
-            if features and tuple(features) != said.features:
+            own = [name if given is None else given for given, name in zip(features, said.features, strict=False)]
+            if features and (len(own) < len(features) or tuple(own) != said.features):
                 msg = f"{bundle.where}: wanted its features {list(said.features)}, got {list(features)}"
                 raise ModelError(msg)
             model = LoadedModel(runtime, name=said.name, version=said.version, features=said.features, bundle=bundle)

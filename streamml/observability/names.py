@@ -108,6 +108,8 @@ NAMES: Mapping[str, MetricName] = {
     # drift
     "streamml_drift_checks_total": _counter("Comparisons of a feature with its reference."),
     "streamml_drift_alarms_total": _counter("Comparisons that found drift."),
+    "streamml_drift_too_few_total": _counter("Comparisons without a verdict, for too few values."),
+    "streamml_drift_uncounted_total": _counter("Events that a drift monitor passed on without counting them."),
     "streamml_drift_psi_ratio": _gauge("Last PSI of a feature divided by its threshold; drift above 1."),
 }
 """Every metric of the library. Add your own with `Metrics(clock=..., names={**NAMES, "my_total": MetricName(...)})`."""

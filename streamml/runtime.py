@@ -75,7 +75,15 @@ class _Rows:
 class _Step:
     """One operator of the chain, with its timers."""
 
-    def __init__(self, operator: Operator, stage: StageRuntime, number: int, slots: list[int], handles_ttl: list[int | None]) -> None:
+    def __init__(
+        self,
+        operator: Operator,
+        stage: StageRuntime,
+        number: int,
+        slots: list[int],
+        handles_ttl: list[int | None],
+        opened: Operator | None = None,
+    ) -> None:
         self.stage = stage
         kind = type(operator)
         self.vectorised = kind.defines("on_batch")
@@ -91,7 +99,7 @@ class _Step:
         self.ctx = Context(operator, *queues, reject=self._reject, table=stage.table)
         states = operator.bound_states()
         self.keeps_stage_state = any(state.scope == "stage" for state in states.values())
-        self.running = operator.running(
+        self.running = (opened or operator).running(
             {
                 name: state.handle(slot, self.ctx, ttl)
                 for (name, state), slot, ttl in zip(states.items(), slots, handles_ttl, strict=True)
@@ -255,6 +263,8 @@ class StageRuntime:
         memory: what `snapshot` returned with the restored checkpoint, None for a new job.
         opening: what operators get when they open.
         cache_bytes: bound of the state cache.
+        like: a stage of the same operators in this process, whose opened operators (models and the like) this one shares: for engines
+            that keep the state of each key group apart. The other one opens and closes them.
     """
 
     def __init__(
@@ -267,6 +277,7 @@ class StageRuntime:
         memory: dict[str, Any] | None = None,
         opening: Opening | None = None,
         cache_bytes: int = 512 << 20,
+        like: StageRuntime | None = None,
     ) -> None:
         self.store = store
         self.number = number
@@ -287,14 +298,17 @@ class StageRuntime:
         )
         self._timer_ids: dict[str, int] = dict(memory.get("timers", {}))
         self.steps: list[_Step] = []
-        for operator, numbers, ttls in plan:
+        for place, (operator, numbers, ttls) in enumerate(plan):
             timer_id = self._timer_ids.setdefault(operator.name, len(self._timer_ids) + 1)
-            self.steps.append(_Step(operator, self, timer_id, numbers, ttls))
+            opened = like.steps[place].running if like is not None else None
+            self.steps.append(_Step(operator, self, timer_id, numbers, ttls, opened))
         self.watermark: int = memory.get("watermark", MIN_TIME)
         self._stateful = bool(slots) or any(step.has_timers for step in self.steps)
         for step in self.steps:
             step.ctx.watermark = self.watermark
-            step.running.open(opening or Opening())
+            if like is None:
+                step.running.open(opening or Opening())
+        self._owner = like is None
 
     def collect(self, records: list[tuple[str, dict[str, Any]]]) -> None:
         """Take side records in order; called by the steps."""
@@ -348,7 +362,7 @@ class StageRuntime:
     def close(self) -> None:
         """Close the operators, all of them even if one fails; raises the first failure."""
         failures: list[Exception] = []
-        for step in self.steps:
+        for step in self.steps if self._owner else ():
             try:
                 step.running.close()
             except Exception as exc:

@@ -65,7 +65,7 @@ class Infer(Operator):
         """Load, check and warm up the model."""
         from streamml.models import open_model, resolve
 
-        names = [n if isinstance(n, str) else f"constant_{i}" for i, n in enumerate(self.inputs)]
+        names = [name if isinstance(name, str) else None for name in self.inputs]
         loaded = open_model(resolve(str(self.model), opening.models), names)
         self._set("_loaded", loaded)
         self._set("_inputs", tuple(self.inputs) or loaded.features)

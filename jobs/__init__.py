@@ -1,0 +1,3 @@
+"""Ready jobs, one per file."""
+
+__all__: list[str] = []

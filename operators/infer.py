@@ -82,6 +82,10 @@ class Infer(Operator):
         if loaded := getattr(self, "_loaded", None):
             loaded.close()
 
+    def models(self) -> tuple[str, ...]:
+        """Return the model's name and version."""
+        return (self._version,)
+
     def on_event(self, event: Record, ctx: Context) -> None:
         """Score one event."""
         columns = [[event[name]] if isinstance(name, str) else [name] for name in self._inputs]

@@ -111,6 +111,10 @@ class Operator:
     def close(self) -> None:
         """Release it."""
 
+    def models(self) -> tuple[str, ...]:
+        """Return the models that it scores with now, as `name:version`; shown to the person who runs the job."""
+        return ()
+
     def on_event(self, event: Record, ctx: Context) -> None:
         """Handle one event."""
         msg = f"{type(self).__name__} defines neither on_event nor on_batch"

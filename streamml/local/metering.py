@@ -143,5 +143,5 @@ class Meter:
 
 def _drift_text(record: dict[str, Any]) -> str:
     if "psi" in record:
-        return f"{record.get('feature')}: PSI {record['psi']:.3f} over {record['threshold']:.3f}"
+        return f"{record.get('feature')}: PSI {record['psi']:.3g} over {record['threshold']:.3g}"
     return str(record.get("feature", record))

@@ -1,4 +1,7 @@
-"""Score card payments for fraud: without duplicates, with what the card did in the last minutes and in its session, and with drift watched."""
+"""Score card payments for fraud.
+
+Without duplicates, with what the card did in the last minutes and in its session, and with drift watched.
+"""
 
 from __future__ import annotations
 

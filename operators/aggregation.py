@@ -49,7 +49,8 @@ _RESULT: dict[Callable[..., Any], str] = {
     the_value: "{0}",
     the_mean: "({1} / {0} if {0} else None)",
     the_newest: "{0}[1]",
-    the_time_since: "(float(time - {0}[0]) if {0}[1] == time and {0}[0] is not None else finish{k}({0}, time, start, end))",
+    the_time_since: "(float(time - {0}[0]) if {0}[1] == time and {0}[0] is not None"
+    " else finish{k}({0}, time, start, end))",
 }
 
 
@@ -91,7 +92,10 @@ class Aggregation:
     results: Callable[[Sequence[Any], int, int, int], tuple[Any, ...]]
     """Return the results in the order of `names` for (accumulators, time, start, end), see `Aggregate`."""
     step: Callable[[list[Any], Sequence[Any], int, int, int], tuple[Any, ...]]
-    """Add one event and return the results: `add` and `results` in one call, for (accumulators, row, time, start, end)."""
+    """Add one event and return the results.
+
+    `add` and `results` in one call, for (accumulators, row, time, start, end).
+    """
 
     def __init__(self, fields: Mapping[str, Aggregate]) -> None:
         self.fields = dict(fields)
@@ -209,7 +213,10 @@ def _check_fields(fields: Mapping[str, Aggregate]) -> None:
 def _compile(
     parts: tuple[Part, ...], aggregates: tuple[Aggregate, ...], inputs: tuple[str, ...]
 ) -> tuple[Any, Any, Any, Any]:
-    """Return the functions `add`, `merge`, `results` and `step`; only numbers of parts and inputs enter their source."""
+    """Return the functions `add`, `merge`, `results` and `step`.
+
+    Only numbers of parts and inputs enter their source.
+    """
     scope: dict[str, Any] = {}
     add, merge, results = [], [], []
     for i, part in enumerate(parts):

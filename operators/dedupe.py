@@ -15,8 +15,8 @@ __all__ = ["Dedupe"]
 class Dedupe(KeyedOperator):
     """Let each id through once; the others go to the side output `duplicates`.
 
-    Exact: ids are kept, not hashes of them. An id is forgotten once the watermark is `ttl` past its event's time; an event that is
-    older than that when it arrives can't be judged and goes to `late`.
+    Exact: ids are kept, not hashes of them. An id is forgotten once the watermark is `ttl` past its event's time; an
+    event that is older than that when it arrives can't be judged and goes to `late`.
 
     Args:
         id: the field that identifies an event; None takes the record's id, which is the schema's id field.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from streamml.contract import Context, KeyedOperator
 from streamml.errors import PlanError, RecordError
@@ -23,9 +23,10 @@ __all__ = ["Features"]
 class Features(KeyedOperator):
     """Add aggregates of the key's events as of each event, the event itself included.
 
-    An event sees what event time puts before it: the events that arrived before it, in the tiles of its window that are not after its own
-    tile. So it is exact at tile resolution, also under disorder, and nothing waits. An event older than the watermark less `allowed_lateness`
-    goes to `late` and is not counted. One whose input is not a finite number goes to `rejected` and is not counted.
+    An event sees what event time puts before it: the events that arrived before it, in the tiles of its window that
+    are not after its own tile. So it is exact at tile resolution, also under disorder, and nothing waits. An event
+    older than the watermark less `allowed_lateness` goes to `late` and is not counted. One whose input is not a
+    finite number goes to `rejected` and is not counted.
 
     Args:
         window: `all_time()`, `tumbling(size)` or `trailing(size, tile)`.
@@ -99,7 +100,9 @@ class Features(KeyedOperator):
             cell: Tiles | None = entry.cells[slot]
             if cell is None:
                 cell = entry.cells[slot] = plan.new()
-            if cell.closed is None and cell.start <= time < cell.stop:  # the common case of `Tiles.step`, without the call
+            if (
+                cell.closed is None and cell.start <= time < cell.stop
+            ):  # the common case of `Tiles.step`, without the call
                 results.append(step(cell.newest, row, time, cell.low, cell.high))
             else:
                 results.append(cell.step(plan, row, time, watermark))
@@ -112,5 +115,5 @@ class Features(KeyedOperator):
             ctx.reject(event, error)
 
     if TYPE_CHECKING:
-        aggregation: Aggregation
-        plan: TilePlan
+        aggregation: ClassVar[Aggregation]
+        plan: ClassVar[TilePlan]

@@ -15,7 +15,8 @@ class FlatMap(Operator):
     """Make any number of events of each one; the ids of the parts are the event's id, the operator's name and a number.
 
     Args:
-        function: from the event to an iterable of mappings (derived fields to add) or other values, which take the event's place.
+        function: from the event to an iterable of mappings (derived fields to add) or other values, which take the
+            event's place.
 
     >>> from streamml.testing import event, run
     >>> result = run([FlatMap(lambda e: e.words.split())], [event("k", t="1s", words="a b")])

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from streamml.contract import Context, Opening, Operator
 from streamml.errors import ModelError, PlanError, RecordError
@@ -21,12 +21,15 @@ __all__ = ["Infer"]
 class Infer(Operator):
     """Score events with a model, the rows of a micro-batch at once, whatever their keys.
 
-    A row that the model can't take (a missing value, a wrong type) or on which it fails is found by halving the batch, and goes to `rejected` with
-    the model's version; the others are scored. Adds the outputs and `model_version`; the record's id gets the version too.
+    A row that the model can't take (a missing value, a wrong type) or on which it fails is found by halving the
+    batch, and goes to `rejected` with the model's version; the others are scored. Adds the outputs and
+    `model_version`; the record's id gets the version too.
 
     Args:
-        model: a bundle folder, an `.onnx` file, or the name of a bundle in the job's model folders (`fraud`, `fraud:2`, `fraud@prod`).
-        inputs: the model's features in order: names of fields, or numbers for constants. Left out: the features that the bundle names.
+        model: a bundle folder, an `.onnx` file, or the name of a bundle in the job's model folders (`fraud`,
+            `fraud:2`, `fraud@prod`).
+        inputs: the model's features in order: names of fields, or numbers for constants. Left out: the features that
+            the bundle names.
         outputs: for each field to add, which output of the model it is: its name or its number.
         missing: let None through as NaN, for models that take missing values. Default: such rows are rejected.
 
@@ -71,7 +74,9 @@ class Infer(Operator):
         self._set("_inputs", tuple(self.inputs) or loaded.features)
         self._set("_version", f"{loaded.name}:{loaded.version}")
         self._set("_suffix", f"/{loaded.name}:{loaded.version}")
-        self._set("_outputs", {field: self._output(loaded, which) for field, which in (self.outputs or {"score": 0}).items()})
+        self._set(
+            "_outputs", {field: self._output(loaded, which) for field, which in (self.outputs or {"score": 0}).items()}
+        )
         metrics = opening.metrics
         self._set("_latency", metrics and metrics.histogram("streamml_model_latency_seconds", model=self._version))
         self._set("_scored", metrics and metrics.counter("streamml_model_scored_total", model=self._version))
@@ -97,9 +102,7 @@ class Infer(Operator):
     def on_batch(self, batch: Batch, ctx: Context) -> Batch:
         """Score all rows; only those that fail are rejected."""
         rows = len(batch)
-        columns = [
-            batch.column(name) if isinstance(name, str) else list(repeat(name, rows)) for name in self._inputs
-        ]
+        columns = [batch.column(name) if isinstance(name, str) else list(repeat(name, rows)) for name in self._inputs]
         try:
             scores = self._score(columns, rows)
         except Exception as exc:
@@ -134,14 +137,20 @@ class Infer(Operator):
         for spec in self._loaded.inputs:
             array = inputs[spec.name]
             if array.dtype.kind == "f" and array.sum() != array.sum():
-                missing = [f for f, column in zip(spec.features, array.reshape(len(array), -1).T, strict=True) if (column != column).any()]
+                missing = [
+                    f
+                    for f, column in zip(spec.features, array.reshape(len(array), -1).T, strict=True)
+                    if (column != column).any()
+                ]
                 msg = (
                     f"{self._version}: input {', '.join(missing)} is missing; give it a value before this operator, "
                     f"or pass missing=True if the model takes NaN"
                 )
                 raise RecordError(msg)
 
-    def _halve(self, batch: Batch, columns: list[list[Any]], rows: list[int], error: Exception, ctx: Context) -> list[int]:
+    def _halve(
+        self, batch: Batch, columns: list[list[Any]], rows: list[int], error: Exception, ctx: Context
+    ) -> list[int]:
         """Find the rows that fail and reject them; return the others."""
         if len(rows) == 1:
             ctx.reject(batch.record(rows[0]), error, model_version=self._version)
@@ -165,18 +174,21 @@ class Infer(Operator):
             return names[which]
         if which in names:
             return str(which)
-        msg = f"Infer({self.model!r}): the model has no output {which!r}; it has {', '.join(names)} (or 0 to {len(names) - 1})"
+        msg = (
+            f"Infer({self.model!r}): the model has no output {which!r}; it has {', '.join(names)} (or 0 to "
+            f"{len(names) - 1})"
+        )
         raise PlanError(msg)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     if TYPE_CHECKING:
-        _loaded: LoadedModel
-        _inputs: tuple[str | float, ...]
-        _version: str
-        _suffix: str
-        _outputs: dict[str, str]
-        _latency: Any
-        _scored: Any
-        _errors: Any
+        _loaded: ClassVar[LoadedModel]
+        _inputs: ClassVar[tuple[str | float, ...]]
+        _version: ClassVar[str]
+        _suffix: ClassVar[str]
+        _outputs: ClassVar[dict[str, str]]
+        _latency: ClassVar[Any]
+        _scored: ClassVar[Any]
+        _errors: ClassVar[Any]

@@ -15,7 +15,8 @@ class Map(Operator):
     """Change each event by a function.
 
     Args:
-        function: from the event to a mapping (derived fields to add), a `Record`, or another value, which takes the event's place.
+        function: from the event to a mapping (derived fields to add), a `Record`, or another value, which takes the
+            event's place.
         adding: names of the fields that a mapping adds, so that later steps can be checked; without it they can't.
 
     >>> from streamml.testing import event, run

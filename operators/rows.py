@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import repeat
+from math import isnan
 from typing import Any
 
 from streamml.errors import RecordError
@@ -23,10 +24,12 @@ def checked_rows(batch: Batch, aggregation: Aggregation) -> tuple[dict[int, Reco
         return {}, list(repeat((), len(batch)))
     columns = [batch.column(name) for name in names]
     rows = list(zip(*columns, strict=True))
-    if all(set(map(type, column)) <= _FINITE and -_SAFE < min(column) and max(column) < _SAFE for column in columns):
-        # NaN compares false with everything, so min and max can miss it; a sum can't.
-        if all((total := sum(column)) == total for column in columns):
-            return {}, rows
+    numbers = all(
+        set(map(type, column)) <= _FINITE and min(column) > -_SAFE and max(column) < _SAFE for column in columns
+    )
+    # NaN compares false with everything, so min and max can miss it; a sum can't.
+    if numbers and not any(isnan(sum(column)) for column in columns):
+        return {}, rows
     bad: dict[int, RecordError] = {}
     for number, row in enumerate(rows):
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from streamml.contract import Context, KeyedOperator
 from streamml.errors import RecordError
@@ -24,9 +24,9 @@ _NONE: list[Any] = [MAX_TIME, MIN_TIME, None]
 class Session(KeyedOperator):
     """Add aggregates of the key's current session as of each event, the event itself included.
 
-    Events of a key that are less than `gap` apart belong to one session. An event that closes the gap between two sessions merges them. An event sees what
-    arrived before it in its session. One that is older than the watermark less `allowed_lateness` goes to `late`; one whose
-    input is not a finite number goes to `rejected`.
+    Events of a key that are less than `gap` apart belong to one session. An event that closes the gap between two
+    sessions merges them. An event sees what arrived before it in its session. One that is older than the watermark
+    less `allowed_lateness` goes to `late`; one whose input is not a finite number goes to `rejected`.
 
     Args:
         gap: silence that ends a session.
@@ -50,7 +50,9 @@ class Session(KeyedOperator):
     sessions = ObjectState["Sessions"](
         new=lambda op: Sessions,
         to_wire=lambda op: lambda s: [[start, last, op.aggregation.to_wire(accs)] for start, last, accs in s.open],
-        from_wire=lambda op: lambda w: Sessions([[start, last, op.aggregation.from_wire(accs)] for start, last, accs in w]),
+        from_wire=lambda op: (
+            lambda w: Sessions([[start, last, op.aggregation.from_wire(accs)] for start, last, accs in w])
+        ),
         written=lambda op: Sessions.last,
         signature=lambda op: f"sessions {op.gap} {op.aggregation.signature}",
         ttl=lambda op: op.gap + op.allowed_lateness,
@@ -113,16 +115,19 @@ class Session(KeyedOperator):
             ctx.reject(event, error)
 
     if TYPE_CHECKING:
-        aggregation: Aggregation
+        aggregation: ClassVar[Aggregation]
 
 
 class Sessions:
-    """The sessions of one key that an event to come may still join: [start, last event, accumulators], in order of time."""
+    """The sessions of one key that an event to come may still join.
+
+    [start, last event, accumulators], in order of time.
+    """
 
     __slots__ = ("newest", "open")
 
     def __init__(self, sessions: list[list[Any]] | None = None) -> None:
-        self.open = sessions if sessions is not None else []
+        self.open: list[list[Any]] = sessions if sessions is not None else []
         self.newest: list[Any] = self.open[-1] if self.open else _NONE
 
     def step(self, aggregation: Aggregation, gap: int, row: Sequence[Any], time: int, horizon: int) -> tuple[Any, ...]:

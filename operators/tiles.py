@@ -1,4 +1,7 @@
-"""The tiles of one key: partial aggregates of equal stretches of event time, from which a value as of any event is read."""
+"""The tiles of one key.
+
+Partial aggregates of equal stretches of event time, from which a value as of any event is read.
+"""
 
 from __future__ import annotations
 
@@ -81,8 +84,8 @@ class Tiles:
         self.numbers = numbers
         self.accs = accs
         self.base = base
-        # The newest tile's span [start, stop) of time, its accumulators, what its events see before it (`closed`), and the bounds
-        # of their window. An empty span means: to be made again.
+        # The newest tile's span [start, stop) of time, its accumulators, what its events see before it (`closed`),
+        # and the bounds of their window. An empty span means: to be made again.
         self.start = self.stop = 0
         self.newest: list[Any] = []
         self.closed: list[Any] | None = None

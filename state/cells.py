@@ -55,6 +55,11 @@ class ListCell:
         self.values.append(value)
         self.times.append(time)
 
+    def remove_newest(self) -> None:
+        """Take back the last `append`."""
+        self.values.pop()
+        self.times.pop()
+
     def forget_chunks(self) -> None:
         """Take the stored chunks for gone: everything in memory is to be stored again, under new numbers."""
         self.first += len(self.chunks)

@@ -36,11 +36,11 @@ K = TypeVar("K")
 V = TypeVar("V")
 H = TypeVar("H")
 Clock = Literal["event", "processing"]
-Ttl = int | str | timedelta | Callable[[Any], int] | None
+Ttl = int | str | timedelta | Callable[[Any], int | None] | None
 
-NEVER = 2**62
-"""Expiry of what has no TTL."""
-_DEAD = -(2**62)
+NEVER = 3 * 2**61
+"""Expiry of what has no TTL, and the time of no timer: later than `MAX_TIME`, the watermark of an ended stream."""
+_DEAD = -NEVER
 _NO_IO: Any = None
 
 
@@ -48,22 +48,25 @@ class Scope(Protocol):
     """What a handle needs to know of the moment: the current key's entry, the clocks, and how to undo."""
 
     entry: Entry
-    stage_entry: Entry
     timestamp: int
     watermark: int
     now: int
     undo: list[Callable[[], None]]
+
+    @property
+    def stage_entry(self) -> Entry: ...
 
 
 class State(Generic[H]):
     """Base of state descriptors.
 
     Args:
-        ttl: how long after it was written an entry lives; None for ever. A string, a `timedelta`, milliseconds, or a function of the
-            operator (`ttl=lambda op: op.period`).
-        clock: `event` (default; a replay expires the same entries) or `processing`. By event time an entry written by an event
-            of time t is gone once the watermark is at or past t + ttl.
-        scope: `key` (default), or (`ObjectState` only) `stage`: one for all the keys that a worker's stage sees together, for what is counted over the stream.
+        ttl: how long after it was written an entry lives; None for ever. A string, a `timedelta`, milliseconds, or a
+            function of the operator (`ttl=lambda op: op.period`).
+        clock: `event` (default; a replay expires the same entries) or `processing`. By event time an entry written by
+            an event of time t is gone once the watermark is at or past t + ttl.
+        scope: `key` (default), or (`ObjectState` only) `stage`: one for all the keys that a worker's stage sees
+        together, for what is counted over the stream.
     """
 
     def __init__(self, *, ttl: Ttl = None, clock: Clock = "event", scope: Literal["key", "stage"] = "key") -> None:
@@ -85,7 +88,10 @@ class State(Generic[H]):
     def __get__(self, instance: object | None, owner: type) -> Any:
         if instance is None:
             return self
-        msg = f"{owner.__name__}.{self.name}: state can be used only while the operator runs in a stage (on_event, on_timer)"
+        msg = (
+            f"{owner.__name__}.{self.name}: state can be used only while the operator runs in a stage "
+            "(on_event, on_timer)"
+        )
         raise AttributeError(msg)
 
     def millis(self, operator: object) -> int | None:
@@ -126,7 +132,7 @@ class State(Generic[H]):
 class ValueState(State["ValueHandle[T]"], Generic[T]):
     """One value per key. `default` is returned while nothing is set (a function is called for a fresh one)."""
 
-    def __init__(self, type: type[T], default: Any = None, *, ttl: Ttl = None, clock: Clock = "event") -> None:  # noqa: A002
+    def __init__(self, type: type[T], default: Any = None, *, ttl: Ttl = None, clock: Clock = "event") -> None:
         super().__init__(ttl=ttl, clock=clock)
         self.type = type
         self.default = default
@@ -144,7 +150,7 @@ class ListState(State["ListHandle[T]"], Generic[T]):
 
     chunked = True
 
-    def __init__(self, type: type[T], *, ttl: Ttl = None, clock: Clock = "event") -> None:  # noqa: A002
+    def __init__(self, type: type[T], *, ttl: Ttl = None, clock: Clock = "event") -> None:
         super().__init__(ttl=ttl, clock=clock)
         self.type = type
         self.wire_type = tuple[int, list[int], list[type], list[int]]  # type: ignore[valid-type]
@@ -179,7 +185,7 @@ class SetState(State["SetHandle[T]"], Generic[T]):
 
     chunked = True
 
-    def __init__(self, type: type[T], *, ttl: Ttl = None, clock: Clock = "event") -> None:  # noqa: A002
+    def __init__(self, type: type[T], *, ttl: Ttl = None, clock: Clock = "event") -> None:
         super().__init__(ttl=ttl, clock=clock)
         self.type = type
         self.wire_type = tuple[int, list[int], list[type], list[int]]  # type: ignore[valid-type]
@@ -381,7 +387,7 @@ class ListHandle(_Handle, Generic[T]):
         if self._ttl is not None and cell.times and cell.times[0] <= self._horizon():
             cell.expire(self._horizon(), self._scope.entry.chunk_io(self.slot))
         cell.append(value, self._stamp())
-        self._scope.undo.append(lambda: (cell.values.pop(), cell.times.pop()) and None)  # type: ignore[func-returns-value]
+        self._scope.undo.append(cell.remove_newest)
 
     def get(self) -> list[T]:
         """Return the values that have not expired, oldest first."""

@@ -24,7 +24,7 @@ from streamml.state.restore import restore_files
 from streamml.state.rows import KINDS, KeyState, StageRows, is_stage_key, key_in, route
 from streamml.state.store import Store
 
-__all__ = ["KeySize", "Snapshot", "StageSize", "checkpoints_of", "newest"]
+__all__ = ["KeySize", "Snapshot", "StageSize", "checkpoints_of", "has_checkpoints", "newest"]
 
 
 @dataclass(frozen=True, order=True)
@@ -67,6 +67,12 @@ def checkpoints_of(folder: Path) -> Checkpoints:
             return Checkpoints(root)
     msg = f"state folder {folder}: there are no checkpoints. Name the --state-dir of a job that has taken one."
     raise StateError(msg)
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Return whether a worker's state folder holds a checkpoint, whole or not."""
+    root = folder / "checkpoints"
+    return root.is_dir() and any(path.name.startswith(("chk-", "bad-chk-")) for path in root.iterdir())
 
 
 def newest(checkpoints: Checkpoints) -> Loaded:

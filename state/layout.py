@@ -1,7 +1,8 @@
 """How the small states of one key are packed into one row, and how rows of an older layout are read.
 
-A row is a header (format version, layout number, expiry by event time, expiry by processing time) and a msgpack array with
-one element a state. The layouts that a store has seen are numbered and kept with its checkpoints, so a row says how it is to be read.
+A row is a header (format version, layout number, expiry by event time, expiry by processing time) and a msgpack array
+with one element a state. The layouts that a store has seen are numbered and kept with its checkpoints, so a row says
+how it is to be read.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,6 +25,7 @@ FORMAT = 1
 HEADER = struct.Struct("<BHqq")
 """Format, layout, expiry by event time, expiry by processing time."""
 _NOT_HERE = -(2**62)
+_NO_CHUNKS: Any = None
 
 Chunks = Callable[[int, int, int], list[tuple[list[Any], list[int]]]]
 
@@ -69,7 +72,8 @@ class Layout:
                 now = next((d for n, d in mine if n == name), None)
                 if now is not None and (why := _misfit(description, now)):
                     msg = (
-                        f"state {name!r}: what is stored does not fit the pipeline: {why}. Give the operator another name= to start "
+                        f"state {name!r}: what is stored does not fit the pipeline: {why}. Give the "
+                        "operator another name= to start "
                         f"with empty state, or change it back, or start with a new --state-dir."
                     )
                     raise StateError(msg)
@@ -106,7 +110,7 @@ class Layout:
             if cell is None or encode is None:
                 put(None)
                 continue
-            put(encode(cell, io(number) if chunked else None))
+            put(encode(cell, io(number) if chunked else _NO_CHUNKS))
             expiry = NEVER if ttl is None else written(cell) + ttl
             if by_event:
                 if expiry > event:
@@ -119,18 +123,18 @@ class Layout:
         """Return the cells of a row, whatever layout wrote it."""
         version, number, _, _ = HEADER.unpack_from(row)
         if version != FORMAT:
-            msg = f"state row of format {version}: this version of streamml reads format {FORMAT}. Run the version that wrote it."
+            msg = (
+                f"state row of format {version}: this version of streamml reads format {FORMAT}. Run the "
+                "version that wrote it."
+            )
             raise StateError(msg)
         body = memoryview(row)[HEADER.size :]
-        wires: Sequence[Any]
-        if number == self.number:
-            wires = self._decoder.decode(body)
-        else:
-            wires = self._migrate(number, body)
-        return [
-            wire if wire is None or plain else slot.state.decode(wire, lambda a, b, n=n: chunks(n, a, b))
-            for n, (slot, wire, plain) in enumerate(zip(self.slots, wires, self._plain_decode, strict=True))
-        ]
+        wires: Sequence[Any] = self._decoder.decode(body) if number == self.number else self._migrate(number, body)
+        cells: list[Any] = []
+        for number, (slot, wire, plain) in enumerate(zip(self.slots, wires, self._plain_decode, strict=True)):
+            ready = wire is None or plain
+            cells.append(wire if ready else slot.state.decode(wire, partial(chunks, number)))
+        return cells
 
     def _migrate(self, number: int, body: memoryview) -> list[Any]:
         names = [name for name, _ in self.known[number]]

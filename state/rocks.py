@@ -169,7 +169,7 @@ class RocksStore:
             bounds.set_iterate_upper_bound(stop)
             rows = db.iter(bounds)
             rows.seek(start)
-        cursor = _Cursor(rows)
+        cursor = _Cursor(rows, (bounds, stop))
         self._cursors.add(cursor)
         return self._yield(cursor)
 
@@ -244,12 +244,16 @@ class RocksStore:
 
 
 class _Cursor:
-    """Hold the iterator of one scan, so that closing the store can take it away."""
+    """Hold the iterator of one scan, so that closing the store can take it away.
 
-    __slots__ = ("__weakref__", "rows")
+    RocksDB only borrows the bytes of the bound: without `bound` they would be freed, and the scan end anywhere.
+    """
 
-    def __init__(self, rows: rocksdict.RdictIter) -> None:
+    __slots__ = ("__weakref__", "bound", "rows")
+
+    def __init__(self, rows: rocksdict.RdictIter, bound: tuple[rocksdict.ReadOptions, bytes]) -> None:
         self.rows: rocksdict.RdictIter | None = rows
+        self.bound = bound
 
 
 _LOCKED = (

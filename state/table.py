@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -39,7 +40,7 @@ def key_group(key_bytes: bytes, groups: int) -> int:
     """Return the key group of an encoded key: a stable hash, the same in every process and on every engine.
 
     >>> key_group(encode_key("card-1"), 128)
-    81
+    29
     """
     return crc32(key_bytes) % groups
 
@@ -59,7 +60,7 @@ class Entry:
         self.used = True
 
     def row(self, kind: bytes, rest: bytes = b"") -> bytes:
-        """Return the store's key for a row of this entry, of kind `k` (small states), `c` (chunk) or `m` (map entry)."""
+        """Return the store's key for a row of kind `k` (small states), `c` (chunk) or `m` (map entry)."""
         table = self.table
         return _ROUTE.pack(key_group(self.key_bytes, table.groups), table.stage, kind) + self.key_bytes + rest
 
@@ -137,7 +138,10 @@ class StateTable:
     ) -> None:
         memory = memory or {}
         if memory.get("groups", groups) != groups:
-            msg = f"key groups: the stored state has {memory['groups']}, the pipeline asks for {groups}; keep the stored number"
+            msg = (
+                f"key groups: the stored state has {memory['groups']}, the pipeline asks for {groups}; keep "
+                "the stored number"
+            )
             raise StateError(msg)
         self.store = store
         self.stage = stage
@@ -149,10 +153,7 @@ class StateTable:
             self._ids.setdefault(slot.name, len(self._ids) + 1)
         self.slot_ids = [self._ids[slot.name] for slot in slots]
         self.map_slots = [n for n, slot in enumerate(slots) if not slot.state.stored_in_row]
-        self.map_decoders = {
-            n: msgspec.msgpack.Decoder(tuple[slots[n].state.type, int]).decode  # type: ignore[attr-defined, name-defined]
-            for n in self.map_slots
-        }
+        self.map_decoders = {n: _decoder_of(tuple[_type_of(slots[n]), int]) for n in self.map_slots}  # type: ignore[misc]
         self._has_rows = len(self.map_slots) < len(self.slots)
         self.cache: dict[Any, Entry] = {}
         self.pending: dict[bytes, bytes | None] = {}
@@ -185,7 +186,7 @@ class StateTable:
                 entry.cells = [None] * len(self.slots)
             else:
                 entry.stored = True
-                entry.cells = self.layout.decode(row, lambda slot, a, b, e=entry: self._chunks(e, slot, a, b))
+                entry.cells = self.layout.decode(row, partial(self._chunks, entry))
             for slot in self.map_slots:
                 entry.cells[slot] = MapCell(_MapIO(entry, slot))
             self.cache[entry.key] = entry
@@ -193,7 +194,7 @@ class StateTable:
     def _chunks(self, entry: Entry, slot: int, first: int, stop: int) -> list[tuple[list[Any], list[int]]]:
         io = entry.chunk_io(slot)
         rows = self.read([io._key(number) for number in range(first, stop)])
-        decode = msgspec.msgpack.Decoder(tuple[list[self.slots[slot].state.type], list[int]]).decode  # type: ignore[attr-defined, name-defined]
+        decode = _decoder_of(tuple[list[_type_of(self.slots[slot])], list[int]])  # type: ignore[misc]
         return [decode(memoryview(row)[HEADER.size :]) for row in rows if row is not None]
 
     def read(self, keys: list[bytes]) -> list[bytes | None]:
@@ -235,6 +236,17 @@ class StateTable:
         return written
 
     def _encode(self, entry: Entry, watermark: int, now: int) -> None:
+        try:
+            self._put_rows(entry, watermark, now)
+        except (TypeError, ValueError, OverflowError, RecursionError, struct.error, msgspec.MsgspecError) as exc:
+            names = ", ".join(slot.name for slot, cell in zip(self.slots, entry.cells, strict=True) if cell is not None)
+            msg = (
+                f"state of key {entry.key!r}: a value in {names} can't be stored: {exc}. An operator put it there: "
+                "have it keep values of the declared type, ints of at most 64 bits. The newest checkpoint is intact."
+            )
+            raise StateError(msg) from exc
+
+    def _put_rows(self, entry: Entry, watermark: int, now: int) -> None:
         pending = self.pending
         for slot in self.map_slots:
             cell: MapCell = entry.cells[slot]
@@ -261,6 +273,11 @@ class StateTable:
     def _sweep(self, watermark: int, now: int, budget: int) -> None:
         """Go on through the store's rows and drop the expired ones, so that keys that never come back do not stay."""
         if all(slot.ttl is None for slot in self.slots):
+            return
+        limit = getattr(self.store, "sweep_budget", None)  # a store on which scanning is dear says when
+        if limit is not None:
+            budget = limit(watermark, now)
+        if budget == 0:
             return
         last = b""
         for key, row in self.store.scan(self._swept_to, b"\xff\xff\xff\xff\xff"):
@@ -315,6 +332,15 @@ class StateTable:
             start = _ROUTE.pack(group, self.stage, b"k")
             for key, row in self.store.scan(start, _after(start)):
                 yield _decode_key(key[_ROUTE.size :]), len(row)
+
+
+def _type_of(slot: Slot) -> Any:
+    """Return the type of a slot's values."""
+    return slot.state.type  # type: ignore[attr-defined]
+
+
+def _decoder_of(kind: Any) -> Callable[[Any], Any]:
+    return msgspec.msgpack.Decoder(kind).decode
 
 
 def _order(map_key: Any) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from streamml.state.layout import pack_header
 from streamml.state.descriptors import NEVER
+from streamml.state.layout import pack_header
 from streamml.state.store import Store
 from streamml.state.table import encode_key, key_group
 
@@ -41,7 +41,8 @@ class TimerQueue:
 
     Args:
         store: where they are kept.
-        stage: number of the stage; `operator`: number of the operator's timers in it; `clock`: 0 event time, 1 processing time.
+        stage: number of the stage; `operator`: number of the operator's timers in it; `clock`: 0 event time, 1
+            processing time.
         groups: number of key groups.
     """
 

@@ -1,7 +1,7 @@
 """The operator contract: what an operator is, and the context through which it sees the stream.
 
-An operator is a frozen configuration. For a stage the runtime makes a running copy of it, on which the declared states are
-handles on the current key's state. It never learns which engine hosts it.
+An operator is a frozen configuration. For a stage the runtime makes a running copy of it, on which the declared
+states are handles on the current key's state. It never learns which engine hosts it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streamml.state.table import STAGE_KEY, Entry, StateTable
 from streamml.state.timers import Timer, TimerQueue
 from streamml.times import Duration, to_millis
 
-__all__ = ["Context", "KeyedOperator", "Operator", "Opening", "Timer"]
+__all__ = ["Context", "KeyedOperator", "Opening", "Operator", "Timer"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +31,13 @@ class Opening:
         pipeline: name of the pipeline.
         models: folders that are searched for model bundles.
         metrics: the job's metrics (`streamml.observability.Metrics`), or None.
+        worker: what tells this worker from others of the job; empty where there is one.
     """
 
     pipeline: str = "pipeline"
     models: tuple[str, ...] = ()
     metrics: Any = None
+    worker: str = ""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=False)
@@ -46,13 +48,14 @@ class Operator:
     Order of calls, on a running copy, by one worker at a time:
 
     1. `open(opening)`, once: load what is needed.
-    2. for each micro-batch, in order of arrival: `on_batch(batch, ctx)` once if the class defines it, else `on_event(event, ctx)`
-       for each row. Timers that the watermark has reached fire before the first row that arrived after it.
-    3. `on_timer(timer, ctx)` for each timer that is due, in order of time (only operators that define it may set timers).
-    4. `close()`, once.
+    2. for each micro-batch, in order of arrival: `on_batch(batch, ctx)` once if the class defines it, else
+       `on_event(event, ctx)` for each row. Timers that the watermark has reached fire before the first row that
+       arrived after it.
+    3. `on_timer(timer, ctx)` for each timer that is due, in order of time (only operators that define it may set
+    timers). 4. `close()`, once.
 
-    `on_batch` must give what the loop of `on_event` gives. A row whose `on_event` raises goes to the side output `rejected`; what it emitted and
-    wrote through handles is taken back.
+    `on_batch` must give what the loop of `on_event` gives. A row whose `on_event` raises goes to the side output
+    `rejected`; what it emitted and wrote through handles is taken back.
 
     Attributes:
         name: unique in the pipeline; part of record ids and of the identity of stored state.
@@ -129,7 +132,9 @@ class Operator:
         raise NotImplementedError
 
     def earliest_timer(self, watermark: int, earliest: int) -> int:
-        """Return the earliest time of a timer that `on_batch` may set for events from time `earliest` on (vectorised operators with timers only).
+        """Return the earliest time of a timer that `on_batch` may set for events from time `earliest` on.
+
+        Only for operators with both `on_batch` and `on_timer`.
 
         The runtime cuts batches there, so that a timer fires before the first row that arrived after it was due.
         """
@@ -190,7 +195,7 @@ def _durations(cls: type) -> tuple[str, ...]:
     if cached is None:
         cached = tuple(
             f.name
-            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+            for f in dataclasses.fields(cls)
             if (isinstance(f.type, str) and re.search(r"\bDuration\b", f.type)) or _is_duration(f.type)
         )
         cls.__streamml_durations__ = cached  # type: ignore[attr-defined]
@@ -271,7 +276,8 @@ class Context:
             raise TypeError(msg)
         if event.key != self.key:
             msg = (
-                f"operator {self._operator.name!r}: emitted an event of key {event.key!r} while handling key {self.key!r}; "
+                f"operator {self._operator.name!r}: emitted an event of key {event.key!r} while handling "
+                f"key {self.key!r}; "
                 f"change the key with key_by, after the operator"
             )
             raise ValueError(msg)
@@ -288,7 +294,8 @@ class Context:
             PlanError: the operator does not declare this side output in `sides`.
         """
         if name not in self._sides:
-            raise PlanError.unknown(f"operator {self._operator.name!r}, ctx.side", "declared side output", name, self._sides)
+            where = f"operator {self._operator.name!r}, ctx.side"
+            raise PlanError.unknown(where, "declared side output", name, self._sides)
         subject = event if isinstance(event, Record) else self.event
         record: dict[str, Any] = {
             "id": subject.id if subject is not None else "",
@@ -305,7 +312,9 @@ class Context:
 
     def late(self, event: Record, watermark: int, allowed: int = 0) -> None:
         """Send an event that came too late to the side output `late`, with how late it was."""
-        self.side("late", event, late_by_ms=watermark - event.timestamp, watermark=watermark, allowed_lateness_ms=allowed)
+        self.side(
+            "late", event, late_by_ms=watermark - event.timestamp, watermark=watermark, allowed_lateness_ms=allowed
+        )
 
     def reject(self, event: Record, error: BaseException | str, **detail: Any) -> None:
         """Send one bad event to the side output `rejected`; for `on_batch`, where `on_event` would raise."""
@@ -340,7 +349,9 @@ class Context:
 
     def _need(self, queue: TimerQueue | None) -> TimerQueue:
         if queue is None:
-            msg = f"operator {self._operator.name!r} sets a timer but is no KeyedOperator with on_timer; define on_timer"
+            msg = (
+                f"operator {self._operator.name!r} sets a timer but is no KeyedOperator with on_timer; define on_timer"
+            )
             raise PlanError(msg)
         return queue
 

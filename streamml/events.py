@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
@@ -33,8 +33,7 @@ class Roles:
         return int if factor == 1.0 else (lambda value: int(value * factor))
 
 
-@dataclass_transform(field_specifiers=(msgspec.field,))
-class _EventMeta(_StructMeta):  # type: ignore[misc, valid-type]
+class _EventMeta(_StructMeta):  # type: ignore[misc]
     def __new__(
         mcls,
         name: str,
@@ -53,34 +52,55 @@ class _EventMeta(_StructMeta):  # type: ignore[misc, valid-type]
         for role in ("id", "key", "time"):
             field = getattr(found, role)
             if field is not None and field not in cls.__struct_fields__:
-                raise PlanError.unknown(f"schema {name}, {role}=", "field", field, cls.__struct_fields__)
+                where = f"schema {name}, {role}="
+                raise PlanError.unknown(where, "field", field, cls.__struct_fields__)
         if found.time_unit not in TIME_UNITS:
-            raise PlanError.unknown(f"schema {name}, time_unit=", "unit", found.time_unit, TIME_UNITS)
+            where = f"schema {name}, time_unit="
+            raise PlanError.unknown(where, "unit", found.time_unit, TIME_UNITS)
         cls.__streamml_roles__ = found
         return cls
 
 
-class Event(msgspec.Struct, metaclass=_EventMeta, gc=False):
-    """Base class of event schemas.
+if TYPE_CHECKING:
 
-    Class arguments: `id` names the field that identifies an event (its absence means that source and position do),
-    `key` the default key, `time` the event time, `time_unit` its unit (`ms`, `s`, `us`, `ns`).
-    Unknown fields are ignored, missing ones take their default; a missing field without default or an
-    ill-typed one makes the record a rejected one that says which field.
+    class Event(msgspec.Struct):
+        """The same to a type checker, which does not know the metaclass's arguments."""
 
-    >>> class Payment(Event, id="tx_id", key="card_id", time="ts"):
-    ...     tx_id: str
-    ...     card_id: str
-    ...     amount: float
-    ...     ts: int
-    ...     country: int = 0
-    >>> roles(Payment).key
-    'card_id'
-    >>> msgspec.json.decode(b'{"tx_id": "a", "card_id": "c", "amount": 5, "ts": 7, "new": 1}', type=Payment)
-    Payment(tx_id='a', card_id='c', amount=5.0, ts=7, country=0)
-    """
+        __streamml_roles__: ClassVar[Roles]
 
-    __streamml_roles__: ClassVar[Roles]
+        def __init_subclass__(
+            cls,
+            *,
+            id: str | None = None,
+            key: str | None = None,
+            time: str | None = None,
+            time_unit: str | None = None,
+            **config: Any,
+        ) -> None: ...
+
+else:
+
+    class Event(msgspec.Struct, metaclass=_EventMeta, gc=False):
+        """Base class of event schemas.
+
+        Class arguments: `id` names the field that identifies an event (its absence means that source and position do),
+        `key` the default key, `time` the event time, `time_unit` its unit (`ms`, `s`, `us`, `ns`).
+        Unknown fields are ignored, missing ones take their default; a missing field without default or an
+        ill-typed one makes the record a rejected one that says which field.
+
+        >>> class Payment(Event, id="tx_id", key="card_id", time="ts"):
+        ...     tx_id: str
+        ...     card_id: str
+        ...     amount: float
+        ...     ts: int
+        ...     country: int = 0
+        >>> roles(Payment).key
+        'card_id'
+        >>> msgspec.json.decode(b'{"tx_id": "a", "card_id": "c", "amount": 5, "ts": 7, "new": 1}', type=Payment)
+        Payment(tx_id='a', card_id='c', amount=5.0, ts=7, country=0)
+        """
+
+        __streamml_roles__: ClassVar[Roles]
 
 
 def roles(schema: type[Event]) -> Roles:

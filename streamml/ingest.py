@@ -1,12 +1,16 @@
-"""From what a source polled to a batch: decode by the schema, check, give ids and watermarks; what is bad becomes a rejected record."""
+"""From what a source polled to a batch: decode by the schema, check, give ids and watermarks.
+
+What is bad becomes a rejected record.
+"""
 
 from __future__ import annotations
 
 import base64
+import reprlib
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -22,6 +26,7 @@ __all__ = ["Ingest", "payload_fields"]
 
 _OLDEST = -62_135_596_800_000  # year 1
 _NEWEST = 253_402_300_799_999  # year 9999
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, TypeError, RecursionError)  # the last: nested too deep
 
 
 def payload_fields(payload: Any) -> dict[str, Any]:
@@ -66,7 +71,11 @@ class Ingest:
         spec = self.spec
         for name in partitions:
             self._tracker.add(
-                self.partition(name), bound=spec.out_of_orderness, max_jump=spec.max_jump, idleness=spec.idleness, now=now
+                self.partition(name),
+                bound=spec.out_of_orderness,
+                max_jump=spec.max_jump,
+                idleness=spec.idleness,
+                now=now,
             )
 
     def batch(self, chunk: Chunk, now: int) -> tuple[Batch, list[dict[str, Any]]]:
@@ -79,12 +88,12 @@ class Ingest:
         Returns:
             The batch of the good records in order of arrival, and the `rejected` records of the bad ones.
         """
-        bad: list[dict[str, Any]] = []
+        bad: list[tuple[int, dict[str, Any]]] = []  # with their rows
         values: list[Any] = []
         rows: Sequence[int] = range(len(chunk.payloads))
         try:
             values = list(map(self._decode, chunk.payloads))
-        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
+        except _UNDECODABLE:
             values, rows = self._decode_each(chunk, bad)  # some are bad, or are no bytes: one by one
         times = self._times(values)
         ids = list(map(self._id_of, values)) if self._id_of is not None else None
@@ -115,18 +124,18 @@ class Ingest:
             tags=[self.spec.tag] * len(values) if self._tagged else None,
             traces=[chunk.traces[row] for row in rows] if chunk.traces is not None else None,
         )
-        return batch, bad
+        return batch, [record for _, record in sorted(bad, key=itemgetter(0))]
 
-    def _decode_each(self, chunk: Chunk, bad: list[dict[str, Any]]) -> tuple[list[Any], list[int]]:
+    def _decode_each(self, chunk: Chunk, bad: list[tuple[int, dict[str, Any]]]) -> tuple[list[Any], list[int]]:
         decode, schema = self._decode, self.spec.schema
         values: list[Any] = []
         rows: list[int] = []
         for row, payload in enumerate(chunk.payloads):
             try:
                 values.append(decode(payload) if isinstance(payload, bytes) else msgspec.convert(payload, schema))
-            except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as exc:
+            except _UNDECODABLE as exc:
                 reason = "empty payload" if payload in (b"", None) else str(exc)
-                bad.append(self._rejected(chunk, row, "decode", type(exc).__name__, reason))
+                bad.append((row, self._rejected(chunk, row, "decode", type(exc).__name__, reason)))
             else:
                 rows.append(row)
         return values, rows
@@ -156,7 +165,7 @@ class Ingest:
         rows: Sequence[int],
         times: list[Any],
         ids: list[Any] | None,
-        bad: list[dict[str, Any]],
+        bad: list[tuple[int, dict[str, Any]]],
         now: int,
     ) -> list[int]:
         """Reject rows whose time or id can't be used; return the others."""
@@ -164,12 +173,19 @@ class Ingest:
         keep: list[int] = []
         for i, time in enumerate(times):
             if time is None:
-                why = f"field {self._roles.time!r}: wanted an instant with its time zone, got {self._time_of(values[i])!r}"
+                why = (
+                    f"field {self._roles.time!r}: wanted an instant with its time zone, got "
+                    f"{self._time_of(values[i])!r}"
+                )
             elif not _OLDEST <= time <= _NEWEST:
-                why = f"field {self._roles.time!r}: {time} ms is outside the years 1 to 9999; is its unit {self._roles.time_unit!r}?"
+                why = (
+                    f"field {self._roles.time!r}: {reprlib.repr(time)} ms is outside the years 1 to 9999; is "
+                    f"its unit {self._roles.time_unit!r}?"
+                )
             elif time > newest:
                 why = (
-                    f"field {self._roles.time!r}: {format_time(time)} is more than {format_duration(self.spec.max_future)} "
+                    f"field {self._roles.time!r}: {format_time(time)} is more than "
+                    f"{format_duration(self.spec.max_future)} "
                     f"ahead of the clock (max_future=)"
                 )
             elif ids is not None and ids[i] is None:
@@ -177,7 +193,7 @@ class Ingest:
             else:
                 keep.append(i)
                 continue
-            bad.append(self._rejected(chunk, rows[i], "check", "RecordError", why))
+            bad.append((rows[i], self._rejected(chunk, rows[i], "check", "RecordError", why)))
         return keep
 
     def _rejected(self, chunk: Chunk, row: int, step: str, error: str, reason: str) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from streamml.errors import RecordError
 from streamml.pipeline import StageSpec
-from streamml.records import Batch
+from streamml.records import Batch, Record
 from streamml.runtime import rejected
 
 __all__ = ["Keying"]
 
 _GOOD_TYPES = frozenset((str, int, bytes))
+_LIMIT = 2**63
 
 
 class Keying:
@@ -33,7 +34,8 @@ class Keying:
         """Return the batch with its keys, and the rejected records of rows that have none."""
         if self._field is not None:
             keys = batch.column(self._field) if len(batch) else []
-            if set(map(type, keys)) <= _GOOD_TYPES:
+            types = set(map(type, keys))
+            if types <= _GOOD_TYPES and (int not in types or _fit(keys)):
                 batch.keys = keys
                 return batch, []
         return self._by_row(batch)
@@ -45,7 +47,7 @@ class Keying:
         for row, event in enumerate(batch.records()):
             try:
                 selector = self._selector[event.tag] if event.tag else next(iter(self._selector.values()))
-                key = event[selector] if isinstance(selector, str) else selector(event)
+                key = _field(event, selector) if isinstance(selector, str) else selector(event)
                 _check(key)
             except Exception as exc:
                 bad.append(rejected(event, exc, self.step))
@@ -57,6 +59,16 @@ class Keying:
         return kept, bad
 
 
+def _field(event: Record, name: str) -> Any:
+    """Return a field of the event, never the envelope's own `key` or `id`: as `Batch.column` does."""
+    if name in event.fields:
+        return event.fields[name]
+    value = event.value
+    if isinstance(value, dict) and name in value:
+        return value[name]
+    return getattr(value, name) if hasattr(value, name) else event[name]
+
+
 def _check(key: Any) -> None:
     parts = key if isinstance(key, tuple) and key else (key,)
     for part in parts:
@@ -64,3 +76,12 @@ def _check(key: Any) -> None:
             what = "the key is null" if part is None else f"a key of type {type(part).__name__}"
             msg = f"{what}; wanted str, int, bytes or a tuple of these"
             raise RecordError(msg)
+    if not _fit(parts):
+        msg = f"a key with an int of more than 64 bits: {key!r}; make it a str"
+        raise RecordError(msg)
+
+
+def _fit(parts: Iterable[Any]) -> bool:
+    """Return whether the integers among them can be encoded."""
+    ints = [part for part in parts if type(part) is int]
+    return not ints or (min(ints) >= -_LIMIT and max(ints) < 2 * _LIMIT)

@@ -1,4 +1,7 @@
-"""The plan: sources, steps, keyed stages, side outputs, sinks. Built by chaining, checked while it is built, run by any engine."""
+"""The plan: sources, steps, keyed stages, side outputs, sinks.
+
+Built by chaining, checked while it is built, run by any engine.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,9 @@ class StageSpec:
         """Return the key as text."""
         if self.selector is None:
             return ""
-        texts = {tag: s if isinstance(s, str) else getattr(s, "__name__", "function") for tag, s in self.selector.items()}
+        texts = {
+            tag: s if isinstance(s, str) else getattr(s, "__name__", "function") for tag, s in self.selector.items()
+        }
         distinct = set(texts.values())
         return distinct.pop() if len(distinct) == 1 else ", ".join(f"{tag}.{text}" for tag, text in texts.items())
 
@@ -152,7 +157,8 @@ class Pipeline:
         """Add an operator to the current stage.
 
         Raises:
-            PlanError: it needs a key and there is none, reads a field that nothing provides, or has the name of another one.
+            PlanError: it needs a key and there is none, reads a field that nothing provides, or has the name of
+            another one.
         """
         if not isinstance(operator, Operator):
             hint = " Did you forget to call its class?" if isinstance(operator, type) else ""
@@ -167,7 +173,10 @@ class Pipeline:
             raise PlanError(msg)
         stage = self.stages[-1]
         if (operator.keyed or operator.states()) and stage.selector is None:
-            msg = f"pipeline {self.name!r}: {type(operator).__name__} needs a key; call key_by(field) before then({operator.name})"
+            msg = (
+                f"pipeline {self.name!r}: {type(operator).__name__} needs a key; call key_by(field) before "
+                f"then({operator.name})"
+            )
             raise PlanError(msg)
         if operator.defines("on_timer") and not operator.keyed:
             msg = f"{type(operator).__name__} defines on_timer, so it must be a KeyedOperator: timers belong to a key"
@@ -176,19 +185,27 @@ class Pipeline:
         grown = dataclasses.replace(stage, operators=(*stage.operators, operator))
         return self._with(stages=(*self.stages[:-1], grown))
 
-    def key_by(self, selector: str | Callable[[Any], Any] | None = None, /, *, name: str | None = None, **by_tag: Any) -> Pipeline:
-        """Start a keyed stage: by a field, by a function of the event, or by one of these for each source (`tag=field`).
+    def key_by(
+        self, selector: str | Callable[[Any], Any] | None = None, /, *, name: str | None = None, **by_tag: Any
+    ) -> Pipeline:
+        """Start a keyed stage: by a field, by a function of the event, or for each source by one (`tag=field`).
 
         Called again, it changes the key for what follows.
         """
         self._open("key_by", str(selector))
         tags = [s.tag for s in self.sources]
         if (selector is None) == (not by_tag):
-            msg = f"pipeline {self.name!r}, key_by: wanted one field or function, or one for each source ({', '.join(tags)})"
+            msg = (
+                f"pipeline {self.name!r}, key_by: wanted one field or function, or one for each source "
+                f"({', '.join(tags)})"
+            )
             raise PlanError(msg)
         if by_tag and set(by_tag) != set(tags):
             odd = sorted(set(by_tag) ^ set(tags))
-            msg = f"pipeline {self.name!r}, key_by: needs exactly one entry for each source ({', '.join(tags)}); check {', '.join(odd)}"
+            msg = (
+                f"pipeline {self.name!r}, key_by: needs exactly one entry for each source ({', '.join(tags)}); "
+                f"check {', '.join(odd)}"
+            )
             raise PlanError(msg)
         chosen: dict[str, Any] = by_tag or {tag: selector for tag in tags}
         for tag, each in chosen.items():
@@ -217,7 +234,8 @@ class Pipeline:
             PlanError: no operator emits it.
         """
         if name not in self.sides:
-            raise PlanError.unknown(f"pipeline {self.name!r}, side", "side output", name, self.sides)
+            where = f"pipeline {self.name!r}, side"
+            raise PlanError.unknown(where, "side output", name, self.sides)
         return self._with(side_uris={**self.side_uris, name: uri})
 
     @property
@@ -284,7 +302,10 @@ class Pipeline:
 
     def _source(self, tag: str, schema: type[Event], **options: Any) -> SourceSpec:
         if not (isinstance(schema, type) and issubclass(schema, Event)):
-            msg = f"pipeline {self.name!r}, source {tag!r}: the schema must be a subclass of streamml.Event, got {schema!r}"
+            msg = (
+                f"pipeline {self.name!r}, source {tag!r}: the schema must be a subclass of streamml.Event, got "
+                f"{schema!r}"
+            )
             raise PlanError(msg)
         if roles(schema).time is None:
             msg = f"schema {schema.__name__}: no time field; declare it: class {schema.__name__}(Event, time='ts', ...)"
@@ -293,7 +314,8 @@ class Pipeline:
         for option in ("out_of_orderness", "idleness", "max_future", "max_jump"):
             merged[option] = to_millis(options.pop(option, getattr(self, option)), where=f"source {tag!r}, {option}=")
         if options:
-            raise PlanError.unknown(f"source {tag!r}", "option", next(iter(options)), merged)
+            where = f"source {tag!r}"
+            raise PlanError.unknown(where, "option", next(iter(options)), merged)
         return SourceSpec(tag, schema, **merged)
 
     def _fields_of(self, tag: str) -> frozenset[str] | None:
@@ -308,14 +330,18 @@ class Pipeline:
         if known is not None:
             for name in names:
                 if name not in known:
-                    raise PlanError.unknown(f"pipeline {self.name!r}, {where}", "field", name, known)
+                    place = f"pipeline {self.name!r}, {where}"
+                    raise PlanError.unknown(place, "field", name, known)
 
     def _open(self, call: str, what: str) -> None:
         if self.selected is not None:
             msg = f"pipeline {self.name!r}: {call}({what}) comes after select; select must be the last step"
             raise PlanError(msg)
         if not self.sources:
-            msg = f"pipeline {self.name!r}: {call}({what}) needs a source first: pass schema=, or call source(tag, schema)"
+            msg = (
+                f"pipeline {self.name!r}: {call}({what}) needs a source first: pass schema=, or call "
+                "source(tag, schema)"
+            )
             raise PlanError(msg)
 
     def _touched(self) -> bool:
@@ -327,7 +353,8 @@ class Pipeline:
 
 def _describe_source(source: SourceSpec) -> str:
     return (
-        f"source {source.tag}: {source.schema.__name__}, out of order up to {format_duration(source.out_of_orderness)}, "
+        f"source {source.tag}: {source.schema.__name__}, out of order up to "
+        f"{format_duration(source.out_of_orderness)}, "
         f"idle after {format_duration(source.idleness)}"
     )
 

@@ -85,12 +85,14 @@ class Sink(Protocol):
 
     Order of calls: `open` once; `write` any number of times; for each checkpoint `prepare` (everything written so far
     is durable, but not visible to a reader of committed data), then the engine stores the checkpoint together with what
-    `prepare` returned, then `commit` (it becomes visible). After a crash `open` gets what was stored with the checkpoint that is
+    `prepare` returned, then `commit` (it becomes visible). After a crash `open` gets what was stored with the
+    checkpoint that is
     restored: it finishes that commit if it was cut off, and discards whatever was written later.
     `close` after the last commit; what is not committed is discarded.
 
-    A sink whose own system can tell atomically whether a commit took place (a Kafka transaction) says so by `committed`: at a start the engine
-    asks it before `open`, and restores that checkpoint. It commits before the other sinks.
+    A sink whose own system can tell atomically whether a commit took place (a Kafka transaction) says so by
+    `committed`: at a start the engine asks it before `open`, and restores that checkpoint. It commits before the
+        other sinks.
 
     Attributes:
         transactional: takes part in checkpoints; false for a sink that shows at once what is written (stdout).
@@ -101,7 +103,7 @@ class Sink(Protocol):
     decides: bool
 
     def committed(self) -> int | None:
-        """Return the number of the last checkpoint that this sink has committed, None if none (only asked when it decides)."""
+        """Return the number of the last checkpoint that this sink has committed; asked only when it decides."""
         ...
 
     def open(self, prepared: Mapping[str, Any] | None) -> None:

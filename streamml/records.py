@@ -1,7 +1,7 @@
 """The record envelope: `Record` is one row, `Batch` the same rows by columns.
 
-Operators that work event by event see a `Record`; vectorised ones see a `Batch`. Columns are plain Python lists of equal
-length, so that a row's value is the same object in both forms and nothing is rounded on the way.
+Operators that work event by event see a `Record`; vectorised ones see a `Batch`. Columns are plain Python lists of
+equal length, so that a row's value is the same object in both forms and nothing is rounded on the way.
 """
 
 from __future__ import annotations

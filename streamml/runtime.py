@@ -1,8 +1,8 @@
 """The stage runtime: a fused chain of operators over micro-batches. Written once; every engine hosts it.
 
-An engine gives it batches with a watermark for each row, a store, and a clock; it gives back the main output and the side outputs.
-What comes out for a key depends only on the rows and their watermarks, never on where the stream was cut into micro-batches:
-timers fire between the two rows between which the watermark passed them.
+An engine gives it batches with a watermark for each row, a store, and a clock; it gives back the main output and the
+side outputs. What comes out for a key depends only on the rows and their watermarks, never on where the stream was
+cut into micro-batches: timers fire between the two rows between which the watermark passed them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamml.contract import Context, Opening, Operator, Timer
+from streamml.contract import Context, Opening, Operator
 from streamml.errors import CheckpointError, StateError
 from streamml.records import Batch, Record, as_dict
 from streamml.state.descriptors import NEVER
@@ -21,7 +21,7 @@ from streamml.state.layout import Slot
 from streamml.state.store import Store
 from streamml.state.table import KEY_GROUPS, Entry, StateTable
 from streamml.state.timers import TimerQueue
-from streamml.times import MIN_TIME
+from streamml.times import MAX_TIME, MIN_TIME
 
 __all__ = ["Output", "StageRuntime"]
 
@@ -89,14 +89,14 @@ class _Step:
         self.vectorised = kind.defines("on_batch")
         self.has_timers = kind.defines("on_timer")
         self.slots = slots
-        queues: list[TimerQueue | None] = [None, None]
+        self.timers: TimerQueue | None = None
+        self.processing_timers: TimerQueue | None = None
         if self.has_timers:
-            queues = [
+            self.timers, self.processing_timers = (
                 TimerQueue(stage.store, stage=stage.number, operator=number, clock=clock, groups=stage.groups)
                 for clock in (0, 1)
-            ]
-        self.timers, self.processing_timers = queues
-        self.ctx = Context(operator, *queues, reject=self._reject, table=stage.table)
+            )
+        self.ctx = Context(operator, self.timers, self.processing_timers, reject=self._reject, table=stage.table)
         states = operator.bound_states()
         self.keeps_stage_state = any(state.scope == "stage" for state in states.values())
         self.running = (opened or operator).running(
@@ -210,7 +210,10 @@ class _Step:
         return out.batch(batch.watermark)
 
     def _save(self, batch: Batch) -> list[tuple[list[Any], int, Any]]:
-        """Copy the operator's cells, so that a batch form that raises can be taken back; not for operators that promise not to."""
+        """Copy the operator's cells, so that a batch form that raises can be taken back.
+
+        Not for operators that promise not to.
+        """
         if not self.slots or self.running.rejects_rows or batch.entries is None:
             return []
         distinct = {id(entry): entry for entry in batch.entries}
@@ -263,8 +266,8 @@ class StageRuntime:
         memory: what `snapshot` returned with the restored checkpoint, None for a new job.
         opening: what operators get when they open.
         cache_bytes: bound of the state cache.
-        like: a stage of the same operators in this process, whose opened operators (models and the like) this one shares: for engines
-            that keep the state of each key group apart. The other one opens and closes them.
+        like: a stage of the same operators in this process, whose opened operators (models and the like) this one
+            shares: for engines that keep the state of each key group apart. The other one opens and closes them.
     """
 
     def __init__(
@@ -291,7 +294,8 @@ class StageRuntime:
             ttls = [state.millis(operator) for state in states.values()]
             plan.append((operator, list(range(len(slots), len(slots) + len(states))), ttls))
             slots += [
-                Slot(f"{operator.name}.{name}", state, ttl) for (name, state), ttl in zip(states.items(), ttls, strict=True)
+                Slot(f"{operator.name}.{name}", state, ttl)
+                for (name, state), ttl in zip(states.items(), ttls, strict=True)
             ]
         self.table = StateTable(
             store, slots, stage=number, groups=groups, memory=memory.get("state"), cache_bytes=cache_bytes
@@ -317,7 +321,8 @@ class StageRuntime:
 
     def process(self, batch: Batch, now: int) -> Output:
         """Run a micro-batch (it may have no rows) through the chain and fire the timers that its watermark reaches."""
-        self.watermark = max(self.watermark, batch.watermark)
+        if batch.watermark < MAX_TIME:  # the end of the input fires timers, but expires no state: more may be appended
+            self.watermark = max(self.watermark, batch.watermark)
         if self._stateful and len(batch):
             batch.entries = self.table.entries(batch.keys)
         return self._finish(self._chain(batch, 0, now), now)
@@ -345,7 +350,9 @@ class StageRuntime:
     @property
     def next_processing_time(self) -> int:
         """When the next processing-time timer is due."""
-        return min((s.processing_timers.next_time for s in self.steps if s.processing_timers is not None), default=NEVER)
+        return min(
+            (s.processing_timers.next_time for s in self.steps if s.processing_timers is not None), default=NEVER
+        )
 
     def flush(self, now: int) -> int:
         """Write all changed state and timers to the store; returns how many state rows were written."""
@@ -369,5 +376,3 @@ class StageRuntime:
                 failures.append(exc)
         if failures:
             raise failures[0]
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 __all__ = ["MAX_TIME", "MIN_TIME", "Duration", "format_duration", "format_time", "to_millis"]
 
@@ -13,8 +13,14 @@ MIN_TIME = -(2**62)
 MAX_TIME = 2**62
 """After every event: the watermark of a stream that has ended."""
 
-Duration = Annotated[int | str | timedelta, "duration"]
-"""Type of an operator's duration field: what a user writes; the operator sees milliseconds (`int`)."""
+if TYPE_CHECKING:
+    Duration: TypeAlias = Any
+else:
+    Duration = Annotated[int | str | timedelta, "duration"]
+    """Type of an operator's duration field: a user writes `"5s"`, a `timedelta` or milliseconds.
+
+    The operator reads milliseconds (`int`).
+    """
 
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")

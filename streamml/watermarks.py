@@ -1,8 +1,8 @@
 """Watermarks: per source partition, bounded out-of-orderness, idleness, and no trust in a lone clock.
 
-The watermark promises that no event older than it is expected. It is the newest time of a partition less the bound, the minimum over the
-partitions that are not idle, and it never falls. Each row gets the watermark in force just before it, so whether an event is late depends on what
-arrived before it and not on where the stream was cut.
+The watermark promises that no event older than it is expected. It is the newest time of a partition less the bound,
+the minimum over the partitions that are not idle, and it never falls. Each row gets the watermark in force just
+before it, so whether an event is late depends on what arrived before it and not on where the stream was cut.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class _Partition:
 class WatermarkTracker:
     """Follows the watermark of a pipeline over all partitions of all its sources.
 
-    An event more than `max_jump` ahead of everything before it in its partition moves the watermark only once a second one
-    agrees with it (is within `max_jump` of it); so one record with a broken clock does not make all others late.
+    An event more than `max_jump` ahead of everything before it in its partition moves the watermark only once a
+    second one agrees with it (is within `max_jump` of it); so one record with a broken clock does not make all others
+    late.
 
     >>> t = WatermarkTracker()
     >>> t.add("p", bound=5, max_jump=100, idleness=1000, now=0)
@@ -111,7 +112,10 @@ class WatermarkTracker:
         return self.current
 
     def _minimum_without(self, partition: str | None) -> int:
-        return min((s.watermark() for name, s in self._partitions.items() if name != partition and not s.idle), default=MAX_TIME)
+        return min(
+            (s.watermark() for name, s in self._partitions.items() if name != partition and not s.idle),
+            default=MAX_TIME,
+        )
 
     def _advance(self, reached: int) -> None:
         if self.current < reached < MAX_TIME:

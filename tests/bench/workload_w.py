@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -73,8 +74,8 @@ def floor(source: Path, model: Path, folder: Path) -> dict[str, float]:
     decode = msgspec.json.Decoder(Payment).decode
     encode = msgspec.json.Encoder().encode
     seen: dict[str, int] = {}
-    windows: dict[str, list[float]] = {}
-    sessions: dict[str, list[float]] = {}
+    windows: dict[tuple[str, int], list[float]] = {}
+    sessions: dict[str, list[Any]] = {}
     newest, events, out = 0, 0, 0
     waiting: list[tuple[str, str, tuple[float, ...]]] = []
     with source.open("rb", buffering=1 << 20) as lines, (folder / "floor.jsonl").open("wb", buffering=1 << 20) as sink:
@@ -101,26 +102,32 @@ def floor(source: Path, model: Path, folder: Path) -> dict[str, float]:
                 continue
             if ts > newest:
                 newest = ts
-            start = ts // WINDOW
-            window = windows.get(card)
-            if window is None or window[0] < start:
-                window = windows[card] = [start, 1, amount, amount]
+            span = (card, ts // WINDOW)
+            window = windows.get(span)
+            if window is None:
+                window = windows[span] = [1, amount, amount]
             else:
-                window[1] += 1
-                window[2] += amount
-                if amount > window[3]:
-                    window[3] = amount
+                window[0] += 1
+                window[1] += amount
+                if amount > window[2]:
+                    window[2] = amount
             state = sessions.get(card)
-            if state is None or ts - state[1] >= GAP:
-                sessions[card] = [1, ts]
-                n_session, idle = 1.0, -1.0
+            if state is None or ts - state[2] >= GAP:
+                sessions[card] = [1, None, ts]
+                n_session, idle = 1, -1.0
             else:
                 state[0] += 1
-                n_session, idle = state[0], max(0, ts - state[1])
-                if ts > state[1]:
+                n_session, before, last = state
+                if ts >= last:
+                    state[1], state[2] = last, ts
+                    idle = float(ts - last)
+                elif before is None or ts > before:
                     state[1] = ts
-            n = window[1]
-            waiting.append((tx, card, (amount, n, window[2], window[2] / n, window[3], n_session, idle)))
+                    idle = 0.0
+                else:
+                    idle = 0.0
+            n = window[0]
+            waiting.append((tx, card, (amount, n, window[1], window[1] / n, window[2], n_session, idle)))
             if len(waiting) == 256:
                 score()
         if waiting:

@@ -1,4 +1,13 @@
-"""The engines that a run is asked to cover, and the fixture that starts them."""
+"""The engines that a run is asked to cover, the fixture that starts them, and the markers of what an engine can't do.
+
+A gap is declared at a test (or at one of its parameters) and is a strict xfail, so that one that closes fails the run:
+
+    @pytest.mark.notimpl("beam", raises=UnsupportedError, reason="...")    # we have not
+    @pytest.mark.notyet("flink", raises=UnsupportedError, reason="...")    # the engine can't
+    @pytest.mark.never("local", raises=UnsupportedError, reason="...")     # makes no sense there
+
+Drivers turn an engine's refusal into `UnsupportedError`, and nothing else may be named: a wrong answer is no gap.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +18,7 @@ from typing import Any
 
 import pytest
 
+GAPS = ("notimpl", "notyet", "never")
 ENGINES_MODULE = "streamml.testing.engines"
 
 
@@ -26,6 +36,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("streamml")
     group.addoption("--engines", default="local", help="engines to test: names with commas, or 'all' (default: local)")
     group.addoption("--require-engines", action="store_true", help="fail, not skip, where an engine is not installed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for kind in GAPS:
+        config.addinivalue_line("markers", f"{kind}(*engines, raises=, reason=): what these engines can't do")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for kind in GAPS:
+            for mark in item.iter_markers(kind):
+                check_gap(item, mark)
+                callspec = getattr(item, "callspec", None)
+                if callspec is not None and callspec.params.get("engine") in mark.args:
+                    reason = f"{kind}: {mark.kwargs['reason']}"
+                    item.add_marker(pytest.mark.xfail(raises=mark.kwargs["raises"], reason=reason, strict=True))
+
+
+def check_gap(item: pytest.Item, mark: pytest.Mark) -> None:
+    """Refuse a gap that names no engine, an unknown one, no reason, or another error than `UnsupportedError`."""
+    where = f"{item.nodeid}: @pytest.mark.{mark.name}"
+    known = set(engines() or ())
+    if not mark.args or (unknown := set(mark.args) - known):
+        odd = sorted(unknown) if mark.args else "none"
+        msg = f"{where}: wanted names of engines ({', '.join(sorted(known))}), got {odd}"
+        raise pytest.UsageError(msg)
+    if set(mark.kwargs) != {"raises", "reason"} or not mark.kwargs["reason"]:
+        msg = f"{where}: wanted raises= and reason=, got {sorted(mark.kwargs)}"
+        raise pytest.UsageError(msg)
+    if getattr(mark.kwargs["raises"], "__name__", "") != "UnsupportedError":
+        msg = f"{where}: raises= must be streamml.errors.UnsupportedError: a wrong answer is no gap"
+        raise pytest.UsageError(msg)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

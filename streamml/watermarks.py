@@ -32,9 +32,10 @@ class _Partition:
 class WatermarkTracker:
     """Follows the watermark of a pipeline over all partitions of all its sources.
 
-    An event more than `max_jump` ahead of everything before it in its partition moves the watermark only once a
-    second one agrees with it (is within `max_jump` of it); so one record with a broken clock does not make all others
-    late.
+    An event more than `max_jump` ahead of everything before it in its partition moves the watermark only when the next
+    one of the partition is that far ahead too, or when the partition falls silent and the wall clock has got there; so
+    one record with a broken clock does not make all others late. In a stream whose events are always that far apart
+    the watermark is one event behind.
 
     >>> t = WatermarkTracker()
     >>> t.add("p", bound=5, max_jump=100, idleness=1000, now=0)
@@ -66,23 +67,29 @@ class WatermarkTracker:
         state.idle = False
         others = self._minimum_without(partition)
         current, newest, bound, max_jump = self.current, state.newest, state.bound, state.max_jump
+        suspect = state.suspect
         result: list[int] = []
         put = result.append
         for time in times:
             put(current)
             if time > newest:
                 if time > newest + max_jump:
-                    if abs(time - state.suspect) > max_jump:
-                        state.suspect = time
+                    if suspect == MIN_TIME:
+                        suspect = time
                         continue
-                    time = max(time, state.suspect)
-                newest = time
+                    newest, suspect = min(suspect, time), max(suspect, time)
+                    if suspect <= newest + max_jump:
+                        newest, suspect = suspect, MIN_TIME
+                else:
+                    newest, suspect = time, MIN_TIME
                 reached = newest - bound
                 if reached > others:
                     reached = others
                 if reached > current:
                     current = reached
-        state.newest = newest
+            elif suspect != MIN_TIME:
+                suspect = MIN_TIME
+        state.newest, state.suspect = newest, suspect
         self.current = current
         return result
 
@@ -104,6 +111,8 @@ class WatermarkTracker:
         for state in states:
             if not state.idle and now - state.seen_at >= state.idleness:
                 state.idle = True
+                if state.newest < state.suspect <= now:  # nothing spoke against it
+                    state.newest, state.suspect = state.suspect, MIN_TIME
         if states and all(state.idle for state in states):
             started = [s.watermark() + (now - s.seen_at) for s in states if s.newest != MIN_TIME]
             self._advance(max(started, default=MIN_TIME))

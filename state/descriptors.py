@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
+from streamml.errors import RecordError
 from streamml.state.cells import ABSENT, Absent, ChunkIO, ListCell, MapCell, SetCell
 
 if TYPE_CHECKING:
@@ -310,6 +311,14 @@ class ObjectState(State["ObjectHandle[T]"], Generic[T]):
         return NEVER if self._written is None else self._written(cell)
 
 
+def _storable(value: T) -> T:
+    """Refuse an integer that the stored form can't hold, while it is one event's problem."""
+    if type(value) is int and not -(2**63) <= value < 2**64:
+        msg = f"state holds integers of 64 bits, got {str(value)[:40]}...; store it as text or as a float"
+        raise RecordError(msg)
+    return value
+
+
 class _Handle:
     __slots__ = ("_event_clock", "_scope", "_stage", "_state", "_ttl", "slot")
 
@@ -358,7 +367,7 @@ class ValueHandle(_Handle, Generic[T]):
 
     def set(self, value: T) -> None:
         """Put a value. Do not change a mutable value in place: set it again."""
-        self._put((value, self._stamp()))
+        self._put((_storable(value), self._stamp()))
 
     def clear(self) -> None:
         """Remove the value."""
@@ -386,7 +395,7 @@ class ListHandle(_Handle, Generic[T]):
         cell = self._own()
         if self._ttl is not None and cell.times and cell.times[0] <= self._horizon():
             cell.expire(self._horizon(), self._scope.entry.chunk_io(self.slot))
-        cell.append(value, self._stamp())
+        cell.append(_storable(value), self._stamp())
         self._scope.undo.append(cell.remove_newest)
 
     def get(self) -> list[T]:
@@ -435,7 +444,7 @@ class SetHandle(_Handle, Generic[T]):
             return False
         if cell.oldest <= horizon:
             cell.expire(horizon, self._scope.entry.chunk_io(self.slot))
-        cell.add(value, self._stamp())
+        cell.add(_storable(value), self._stamp())
         self._scope.undo.append(lambda: cell.remove_newest(value))
         return True
 
@@ -465,7 +474,7 @@ class MapHandle(_Handle, Generic[K, V]):
 
     def put(self, map_key: K, value: V) -> None:
         """Put a value at a map key."""
-        self._change(map_key, (value, self._stamp()))
+        self._change(_storable(map_key), (_storable(value), self._stamp()))
 
     def delete(self, map_key: K) -> None:
         """Remove a map key; nothing happens when it is not there."""

@@ -18,7 +18,10 @@ __all__ = ["Batch", "Record", "as_dict"]
 
 
 class Record:
-    """One event with its envelope. Fields are read as attributes: derived ones first, then the value's own.
+    """One event with its envelope.
+
+    Fields are read as attributes, or as `event["name"]`: derived ones first, then the value's own. A field that has
+    the name of one of these attributes is read as `event["name"]`.
 
     Attributes:
         value: the decoded event (an `Event`, a dict, or whatever a `Map` made); None for a window's result.
@@ -67,7 +70,14 @@ class Record:
             raise AttributeError(msg) from None
 
     def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
+        """Return a field, also one that has the name of an attribute of the envelope (such as `value`)."""
+        if name in self.fields:
+            return self.fields[name]
+        value = self.value
+        try:
+            return value[name] if isinstance(value, dict) else getattr(value, name)
+        except (KeyError, AttributeError):
+            return getattr(self, name)
 
     def __repr__(self) -> str:
         return f"Record(id={self.id!r}, key={self.key!r}, timestamp={self.timestamp}, {as_dict(self)})"

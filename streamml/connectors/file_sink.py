@@ -25,8 +25,9 @@ class FileSink(FollowingSink):
     r"""Appends JSON lines to a file in two phases.
 
     What is written goes to `PATH.pending`; `prepare` makes that durable, `commit` appends it to `PATH` (as one more
-    gzip member, if it is packed). A commit that was cut off anywhere is finished by the next `open`. One process
-    writes at a time.
+    gzip member, if it is packed). A commit that was cut off anywhere is finished by the next `open`. If an older
+    checkpoint than the newest is restored, because that is damaged, `open` cuts `PATH` back to what the older one had
+    committed, and what is cut off is written again. One process writes at a time.
 
     Args:
         path: the file; its folder is made if it is not there.
@@ -175,7 +176,7 @@ class FileSink(FollowingSink):
         os.ftruncate(self._file, 0)
 
     def _recover(self, prepared: Mapping[str, Any]) -> None:
-        """Finish the commit of the restored checkpoint if need be."""
+        """Finish the commit of the restored checkpoint if need be, and take back commits of newer ones."""
         if prepared.get("version") != _VERSION or prepared.get("format") != self._format:
             msg = (
                 f"sink {self._path}: wanted a checkpoint of a {self._format} sink, version {_VERSION}, "
@@ -184,14 +185,14 @@ class FileSink(FollowingSink):
             raise ConnectorError(msg)
         start, count, crc = prepared["committed_bytes"], prepared["pending_bytes"], prepared["pending_crc"]
         size, end = os.fstat(self._file).st_size, start + count
-        if size != end or checksum(self._file, start, count) != crc:
+        if size < end or checksum(self._file, start, count) != crc:
             there = os.fstat(self._pending).st_size
             if size < start:
                 what = f"it has {size} bytes, fewer than the {start} that were committed: it was cut or replaced"
             elif size > end:
                 what = (
-                    f"it has {size} bytes, more than the {end} of that checkpoint: a newer checkpoint or another "
-                    f"program appended to it (`truncate -s {end}` drops that)"
+                    f"it has {size} bytes, and the {count} before byte {end} are not those that were committed: "
+                    "it was replaced"
                 )
             elif checksum(self._pending, 0, count) != crc:
                 what = (
@@ -207,6 +208,10 @@ class FileSink(FollowingSink):
                 )
                 raise ConnectorError(msg)
             self._append_pending(start, count)
+        elif size > end:  # a newer checkpoint was committed and is damaged: its rows come again
+            os.ftruncate(self._file, end)
+            os.fsync(self._file)
+            self._step("cut back")
         self._committed_bytes = end
 
     def _append_pending(self, start: int, count: int) -> None:

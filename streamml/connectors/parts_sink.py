@@ -29,7 +29,8 @@ class PartsSink(FollowingSink):
     """Writes Parquet or Arrow IPC files named `part-00000000.parquet` and so on into a folder.
 
     Rows go to `.pending-part-...`; `prepare` ends and syncs these files, `commit` renames them. A part has one schema,
-    inferred from its values; rows that do not fit it begin another part. NaN stays NaN.
+    inferred from its values; rows that do not fit it begin another part. NaN stays NaN. If an older checkpoint than
+    the newest is restored, because that is damaged, `open` removes the parts that came after it: they come again.
 
     Args:
         path: the folder; it is made if it is not there.
@@ -175,16 +176,19 @@ class PartsSink(FollowingSink):
             )
             raise ConnectorError(msg)
         self._next = prepared["next"]
-        later = sorted(name for number, name in self._numbers().items() if number >= self._next)
         lost = [n for n in prepared["parts"] if not any(os.path.exists(self._at(p)) for p in (n, f".pending-{n}"))]
-        if later or lost:
-            what = f"{later[0]} was written after it" if later else f"its part {lost[0]} is missing"
+        if lost:
             msg = (
-                f"sink {self._path}: the folder does not fit the restored checkpoint {prepared['checkpoint']}: {what}. "
-                f"Restore the newest checkpoint, or {'remove the later parts' if later else 'put the part back'}."
+                f"sink {self._path}: the folder does not fit the restored checkpoint {prepared['checkpoint']}: "
+                f"its part {lost[0]} is missing. Restore the newest checkpoint, or put the part back."
             )
             raise ConnectorError(msg)
         self._rename(prepared["parts"])
+        # Newest first, so that a crash in between leaves a row of parts without a gap.
+        for number, name in sorted(self._numbers().items(), reverse=True):
+            if number >= self._next:
+                os.unlink(self._at(name))
+                self._step("later part removed")
 
     def _rename(self, parts: Sequence[str]) -> None:
         for name in parts:

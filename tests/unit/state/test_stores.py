@@ -62,6 +62,14 @@ def rows_of(store: Store) -> dict[bytes, bytes]:
 
 
 class TestEveryStore:
+    def test_a_scan_ends_at_its_bound_though_the_caller_has_dropped_it(self, store: Store) -> None:
+        rows = {bytes([group, number]): b"v" for group in range(50) for number in range(20)}
+        store.write(rows)
+        for group in range(50):
+            scan = store.scan(bytes([group]), bytes(bytearray([group, 10])))
+            junk = [bytes(bytearray([255 - group, n])) for n in range(50)]  # takes the place of what is freed
+            assert [key for key, _ in scan] == [bytes([group, n]) for n in range(10)], junk
+
     def test_values_come_in_the_order_of_the_keys_asked_for(self, store: Store) -> None:
         store.write({b"a": b"1", b"b": b"2"})
         assert store.get_many([b"b", b"x", b"a", b"b"]) == [b"2", None, b"1", b"2"]

@@ -372,6 +372,14 @@ class Keeps(sml.KeyedOperator):
         ctx.emit(event)
 
 
+class KeepsInside(sml.KeyedOperator):
+    newest = ValueState(list)
+
+    def on_event(self, event: sml.Record, ctx: sml.Context) -> None:
+        self.newest.set([event.n])
+        ctx.emit(event)
+
+
 @pytest.mark.parametrize("stored", [False, True])
 def test_aggregates_take_a_huge_integer(run: Any, tmp_path: Path, stored: bool) -> None:
     fields = {"last": last("n"), "sum": total("n"), "max": maximum("n"), "distinct": distinct("n"), "mean": mean("n")}
@@ -383,9 +391,16 @@ def test_aggregates_take_a_huge_integer(run: Any, tmp_path: Path, stored: bool) 
 
 
 def test_a_value_that_state_can_not_hold_ends_the_run_with_the_key_and_the_state(run: Any, tmp_path: Path) -> None:
-    job = sml.Pipeline("p", schema=Reading).key_by("key").then(Keeps())
-    with pytest.raises(StateError, match=r"state of key 'k': a value in keeps\.newest can't be stored.*64 bits"):
+    job = sml.Pipeline("p", schema=Reading).key_by("key").then(KeepsInside())
+    with pytest.raises(StateError, match=r"state of key 'k': a value in keeps_inside\.newest can't be stored.*64 bits"):
         run(job, [line("a", n=10**30)], state_dir=tmp_path / "state")
+
+
+def test_an_event_whose_integer_state_can_not_hold_is_rejected(run: Any, tmp_path: Path) -> None:
+    job = sml.Pipeline("p", schema=Reading).key_by("key").then(Keeps())
+    ran = run(job, [line("a", n=10**30), line("b", n=1)], state_dir=tmp_path / "state")
+    assert [row["id"] for row in ran.main] == ["p/b"]
+    assert ["64 bits" in record["reason"] for record in ran.sides["rejected"]] == [True]
 
 
 @pytest.mark.parametrize("batch_size", [1, 1024])

@@ -113,6 +113,7 @@ class Aggregation:
         self._text = tuple(name not in numeric for name in self.inputs)
         self._any_text = any(self._text)
         self._inits = tuple(part.init for part in self.parts)
+        self._fresh = [init() for init in self._inits] if self.plain else None
         self.add, self.merge, self.results, self.step = _compile(self.parts, aggregates, self.inputs)
 
     def __reduce__(self) -> tuple[type[Aggregation], tuple[dict[str, Aggregate]]]:
@@ -120,6 +121,8 @@ class Aggregation:
 
     def new(self) -> list[Any]:
         """Return the accumulators of no event."""
+        if self._fresh is not None:  # plain accumulators can't be changed in place, so all may start from the same ones
+            return self._fresh.copy()
         return [init() for init in self._inits]
 
     def check(self, row: Sequence[Any]) -> None:

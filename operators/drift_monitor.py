@@ -117,6 +117,7 @@ class DriftMonitor(KeyedOperator):
         self._set("_profile", profile)
         self._set("_title", title)
         self._set("_pipeline", opening.pipeline)
+        self._set("_worker", opening.worker)
         self._set("_tallies", [Tally(profile[feature]) for feature in self.features])
         self._set("_layout", layout_of(self.size, {feature: profile[feature] for feature in self.features}))
         metrics = opening.metrics
@@ -188,7 +189,7 @@ class DriftMonitor(KeyedOperator):
         start = end - self.size
         ctx.side(
             "drift",
-            id=f"{self._pipeline}/{self.name}/{feature}/{start}",
+            id=f"{self._pipeline}/{self.name}/{feature}/{start}{self._worker}",
             key=None,
             feature=feature,
             verdict=result.verdict.value,
@@ -255,6 +256,7 @@ class DriftMonitor(KeyedOperator):
         _profile: Profile = Profile({})
         _title: str = ""
         _pipeline: str = ""
+        _worker: str = ""
         _tallies: Sequence[Tally] = ()
         _layout: str = ""
         _verdicts: Mapping[str, tuple[Any, Any, Any]] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streamml.contract import Context, KeyedOperator
@@ -49,7 +50,7 @@ class Session(KeyedOperator):
 
     sessions = ObjectState["Sessions"](
         new=lambda op: Sessions,
-        to_wire=lambda op: lambda s: [[start, last, op.aggregation.to_wire(accs)] for start, last, accs in s.open],
+        to_wire=lambda op: _wire(op.aggregation),
         from_wire=lambda op: (
             lambda w: Sessions([[start, last, op.aggregation.from_wire(accs)] for start, last, accs in w])
         ),
@@ -118,6 +119,14 @@ class Session(KeyedOperator):
         aggregation: ClassVar[Aggregation]
 
 
+def _wire(aggregation: Aggregation) -> Callable[[Sessions], list[Any]]:
+    """Return the function from sessions to msgpack-able data."""
+    if aggregation.plain:
+        return attrgetter("open")
+    to_wire = aggregation.to_wire
+    return lambda sessions: [[start, last, to_wire(accs)] for start, last, accs in sessions.open]
+
+
 class Sessions:
     """The sessions of one key that an event to come may still join.
 
@@ -145,6 +154,10 @@ class Sessions:
             if time > newest[1]:
                 newest[1] = time
             return aggregation.step(newest[2], row, time, newest[0], newest[1])
+        if not self.open:
+            self.newest = [time, time, aggregation.new()]
+            self.open = [self.newest]
+            return aggregation.step(self.newest[2], row, time, time, time)
         before = [s for s in self.open if s[1] > horizon and s[1] + gap <= time]
         after = [s for s in self.open if s[1] > horizon and s[0] >= time + gap]
         joined = [s for s in self.open if s[1] > horizon and s[1] + gap > time and s[0] < time + gap]

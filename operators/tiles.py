@@ -56,6 +56,8 @@ class TilePlan:
 
     def to_wire(self, tiles: Tiles) -> list[Any]:
         """Return tiles as msgpack-able data."""
+        if self.aggregation.plain:
+            return [tiles.numbers, tiles.accs, tiles.base]
         to_wire = self.aggregation.to_wire
         base = None if tiles.base is None else to_wire(tiles.base)
         return [tiles.numbers, [to_wire(accs) for accs in tiles.accs], base]
@@ -108,13 +110,14 @@ class Tiles:
         """Make a tile the newest one, which it is or comes after, and note what its events see."""
         numbers = self.numbers
         if not numbers or number > numbers[-1]:
-            self._retire(plan, watermark)
+            if numbers:
+                self._retire(plan, watermark)
             numbers.append(number)
             self.accs.append(plan.aggregation.new())
         self.start = number * plan.tile
         self.stop = self.start + plan.tile
         self.newest = self.accs[-1]
-        self.closed = self._fold(plan, plan.first_tile(self.start), len(numbers) - 1)
+        self.closed = self.base if len(numbers) == 1 else self._fold(plan, plan.first_tile(self.start), -1)
         self.low, self.high = plan.bounds(self.start)
 
     def _step_back(self, plan: TilePlan, row: Sequence[Any], time: int, number: int) -> tuple[Any, ...]:
@@ -133,7 +136,7 @@ class Tiles:
         """Merge the tiles from number `first` up to position `stop`, oldest first; None if there are none."""
         merge = plan.aggregation.merge
         merged = self.base
-        for accs in self.accs[bisect_left(self.numbers, first, 0, stop) : stop]:
+        for accs in self.accs[bisect_left(self.numbers, first) : stop]:
             merged = accs if merged is None else merge(merged, accs)
         return merged
 

@@ -101,7 +101,7 @@ class SetCell:
     def __init__(self, times: dict[Any, int], tail: int, first: int = 0, chunks: Sequence[int] = ()) -> None:
         self.times = times
         self.tail = tail  # how many of the newest values are in no chunk
-        self.oldest = min(times.values(), default=_LATEST)
+        self.oldest = min(times.values()) if times else _LATEST
         self.first = first  # number of the oldest chunk that is stored
         self.chunks = chunks  # for each stored chunk the newest time in it
 
@@ -134,11 +134,15 @@ class SetCell:
 
     def newest(self) -> int:
         """Return the newest time that a value was added with, among those that may still live."""
+        if not self.chunks:
+            return max(self.times.values(), default=-_LATEST)
         tail = islice(self.times.values(), len(self.times) - self.tail, None)
         return max(max(tail, default=-_LATEST), max(self.chunks, default=-_LATEST))
 
     def wire(self, io: ChunkIO) -> list[Any]:
         """Spill full chunks and return what goes into the key's row."""
+        if not self.chunks and self.tail < 2 * CHUNK:
+            return [self.first, (), list(self.times), list(self.times.values())]
         items = list(islice(self.times.items(), len(self.times) - self.tail, None))
         if self.tail >= 2 * CHUNK:
             spilled = self.tail // CHUNK * CHUNK

@@ -1,7 +1,7 @@
 """Give the key groups of a job to another number of workers: the rows of their checkpoints are dealt out anew.
 
-All checkpoints must be of one cut of the input. Stages, layouts, states and timers are numbered in each store as they came up, so
-where the numbers of two stores differ, rows are translated.
+All checkpoints must be of one cut of the input. Stages, layouts, states and timers are numbered in each store as they
+came up, so where the numbers of two stores differ, rows are translated.
 """
 
 from __future__ import annotations
@@ -76,7 +76,11 @@ def merge_stages(manifests: Sequence[Mapping[str, Any]]) -> Plan:
         for name, number in sorted(manifest["stage_ids"].items(), key=lambda item: item[1]):
             found = mine[number] = _Numbers(ids.setdefault(name, len(ids)))
             if name in manifest["stages"]:
-                empty = {"state": {"groups": counts.copy().pop(), "layouts": {}, "slot_ids": {}}, "timers": {}, "watermark": None}
+                empty = {
+                    "state": {"groups": counts.copy().pop(), "layouts": {}, "slot_ids": {}},
+                    "timers": {},
+                    "watermark": None,
+                }
                 _merge(stages.setdefault(name, empty), manifest["stages"][name], found)
         numbers.append(mine)
     return Plan(ids, stages, counts.pop(), numbers)
@@ -96,15 +100,23 @@ def _merge(into: dict[str, Any], memory: Mapping[str, Any], numbers: _Numbers) -
     ):
         for name, number in sorted(theirs.items(), key=lambda item: item[1]):
             translated[number] = mine.setdefault(name, len(mine) + 1)
-    into["watermark"] = memory["watermark"] if into["watermark"] is None else max(into["watermark"], memory["watermark"])
+    into["watermark"] = (
+        memory["watermark"] if into["watermark"] is None else max(into["watermark"], memory["watermark"])
+    )
 
 
 def deal_out(
-    plan: Plan, stores: Sequence[Store], index: int, count: int, target: Store, step: Callable[[str], None] = lambda name: None
+    plan: Plan,
+    stores: Sequence[Store],
+    index: int,
+    count: int,
+    target: Store,
+    step: Callable[[str], None] = lambda name: None,
 ) -> int:
     """Write the rows of one new worker's key groups into its store; returns how many.
 
-    What belongs to a whole stage (`scope="stage"`) goes with the worker of the same index, so of a worker that is no more it is dropped.
+    What belongs to a whole stage (`scope="stage"`) goes with the worker of the same index, so of a worker that is no
+    more it is dropped.
 
     Args:
         plan: what `merge_stages` gave for these stores.

@@ -13,6 +13,7 @@ import msgspec
 from streamml.errors import StateError
 from streamml.state.cells import ABSENT, MapCell
 from streamml.state.descriptors import NEVER
+from streamml.state.footprint import footprint
 from streamml.state.layout import HEADER, Layout, Slot, expired, pack_header
 from streamml.state.store import Store
 
@@ -28,8 +29,12 @@ _ROUTE = struct.Struct(">HBc")  # key group, stage, kind
 _CHUNK = struct.Struct(">HQ")  # slot id, chunk number
 _SLOT = struct.Struct(">H")
 _INT = struct.Struct(">Q")
-_KEY_OVERHEAD = 600  # bytes of Python objects for a cached key, beside its cells
-_CELL_FACTOR = 5  # Python objects are about so many times larger than their msgpack form
+_KEY_OVERHEAD = 300  # bytes of a cached key beside cells, key and encoded key: its entry, its place in dicts and lists
+_FIRST_GUESS = 1_000  # bytes of cells, key and encoded key, before any was measured
+_SAMPLE_EVERY = 16  # micro-batches
+_SAMPLES = 16  # about so many of the last samples count
+_WRITE_ROWS = 8_192
+_LEAST = 1_000  # keys that are cached in any case
 
 encode_key: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
 """Encode a key; the result is self-delimiting and the same in every process."""
@@ -123,7 +128,7 @@ class StateTable:
         stage: number of the stage within its store.
         groups: number of key groups.
         memory: what said `snapshot` when the restored checkpoint was taken, None for a new state.
-        cache_bytes: bound of the cache; the size of cached Python objects is an estimate from their stored size.
+        cache_bytes: bound of the cache; the size of cached Python objects is an estimate from samples.
     """
 
     def __init__(
@@ -159,7 +164,8 @@ class StateTable:
         self.pending: dict[bytes, bytes | None] = {}
         self._dirty: list[Entry] = []
         self._cache_bytes = cache_bytes
-        self._mean_row = 100.0
+        self._mean_size = float(_FIRST_GUESS)
+        self._samples = self._trims = 0
         self._swept_to = b""
 
     def entries(self, keys: list[Any]) -> list[Entry]:
@@ -225,11 +231,16 @@ class StateTable:
 
     def flush(self, watermark: int, now: int) -> int:
         """Write every changed entry to the store and drop some expired rows; returns how many rows were written."""
+        written = 0
         for entry in self._dirty:
             entry.dirty = False
             self._encode(entry, watermark, now)
+            if len(self.pending) >= _WRITE_ROWS:  # all of them at once would be a second copy of the cache
+                written += len(self.pending)
+                self.store.write(self.pending)
+                self.pending = {}
         self._dirty.clear()
-        written = len(self.pending)
+        written += len(self.pending)
         self._sweep(watermark, now, budget=1_000 + written // 2)
         self.store.write(self.pending)
         self.pending = {}
@@ -265,7 +276,6 @@ class StateTable:
         if not expired(row, watermark, now):
             pending[key] = row
             entry.stored = True
-            self._mean_row += (len(row) - self._mean_row) * 0.01
         elif entry.stored:
             pending[key] = None
             entry.stored = False
@@ -289,9 +299,22 @@ class StateTable:
                 self.pending[key] = None
         self._swept_to = last + b"\x00" if budget == 0 else b""
 
+    def _measure(self) -> None:
+        """Look how much memory some entry of late takes."""
+        if self._dirty:
+            entry = self._dirty[self._trims * 7_919 % len(self._dirty)]
+            size = footprint((entry.key, entry.key_bytes, *entry.cells, entry.cells), (Entry, StateTable, _MapIO))
+            self._samples += 1
+            self._mean_size += (size - self._mean_size) / min(self._samples, _SAMPLES)
+
     def trim(self, watermark: int, now: int) -> None:
         """Keep the cache within its bound; call between micro-batches."""
-        limit = max(1_000, int(self._cache_bytes / (_KEY_OVERHEAD + _CELL_FACTOR * self._mean_row)))
+        if len(self.cache) <= _LEAST:
+            return
+        self._trims += 1
+        if self._trims % _SAMPLE_EVERY == 0:
+            self._measure()
+        limit = max(_LEAST, int(self._cache_bytes / (_KEY_OVERHEAD + self._mean_size)))
         if len(self.cache) <= limit:
             return
         drop = len(self.cache) - limit + limit // 10
@@ -313,6 +336,9 @@ class StateTable:
             if entry.dirty:
                 entry.dirty = False
                 self._encode(entry, watermark, now)
+                if len(self.pending) >= _WRITE_ROWS:
+                    self.store.write(self.pending)
+                    self.pending = {}
         gone = set(map(id, victims))
         self._dirty = [entry for entry in self._dirty if id(entry) not in gone]
         self.store.write(self.pending)

@@ -1,7 +1,9 @@
 """Which workers keep the state of a job, and where: `workers.json` in its state folder.
 
-A job of one process keeps its state in the folder itself, without `workers.json`. A job of several has a generation for each
-number of workers that it ever had: `gen-0002/worker-0000/` and so on, and the file says which generation counts. So another number of
+A job of one process keeps its state in the folder itself, without `workers.json`. A job of several has a generation
+for each number of workers that it ever had: `gen-0002/worker-0000/` and so on, and the file says which generation
+counts. So
+    another number of
 workers is a new generation that is built beside the old one and becomes the one that counts by renaming one file.
 """
 
@@ -85,7 +87,7 @@ def read_workers(root: Path) -> WorkerFolders:
         return WorkerFolders(root)
     except (ValueError, KeyError, TypeError) as exc:
         there = sorted(path.name for path in root.glob("gen-????"))
-        msg = f"{path}: it is not whole: {exc!r}. Put it back from a backup; generations that are there: {there or 'none'}."
+        msg = f"{path}: it is not whole: {exc!r}. Put it back from a backup; generations there: {there or 'none'}."
         raise StateError(msg) from exc
 
 

@@ -313,7 +313,7 @@ class ObjectState(State["ObjectHandle[T]"], Generic[T]):
 
 def _storable(value: T) -> T:
     """Refuse an integer that the stored form can't hold, while it is one event's problem."""
-    if type(value) is int and not -(2**63) <= value < 2**64:
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
         msg = f"state holds integers of 64 bits, got {str(value)[:40]}...; store it as text or as a float"
         raise RecordError(msg)
     return value

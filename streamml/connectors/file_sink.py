@@ -52,7 +52,6 @@ class FileSink(FollowingSink):
     >>> folder.cleanup()
     """
 
-
     def __init__(
         self,
         path: str,

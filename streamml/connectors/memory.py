@@ -78,7 +78,7 @@ class _ListReader:
 
 
 class MemorySink(FollowingSink):
-    """Keeps what is written as dicts: in `pending` until it is committed, then in `committed`.
+    """Keeps what is written as dicts: in `pending` until it is committed, then in `rows`.
 
     It outlives a crash of the engine as a file would: opened again with what `prepare` returned, it goes on from there.
 
@@ -86,16 +86,15 @@ class MemorySink(FollowingSink):
     >>> sink.open(None)
     >>> sink.write_records([{"x": 1}])
     >>> prepared = sink.prepare(1)
-    >>> sink.committed, sink.pending
+    >>> sink.rows, sink.pending
     ([], [{'x': 1}])
     >>> sink.commit(1)
-    >>> sink.committed
+    >>> sink.rows
     [{'x': 1}]
     """
 
-
     def __init__(self) -> None:
-        self.committed: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
         self.pending: list[dict[str, Any]] = []
         self._prepared: tuple[int, int] | None = None  # (checkpoint, rows of `pending`)
 
@@ -103,16 +102,16 @@ class MemorySink(FollowingSink):
         """See `Sink.open`."""
         self._prepared = None
         if prepared is None:
-            self.committed.clear()
+            self.rows.clear()
             self.pending.clear()
             return
         before, rows = prepared["committed"], prepared["pending"]
-        if len(self.committed) == before and len(self.pending) >= rows:
-            self.committed += self.pending[:rows]
-        if len(self.committed) != before + rows:
+        if len(self.rows) == before and len(self.pending) >= rows:
+            self.rows += self.pending[:rows]
+        if len(self.rows) != before + rows:
             msg = (
                 f"memory sink: the checkpoint was taken with {before} rows committed and {rows} pending, here are "
-                f"{len(self.committed)} and {len(self.pending)}. Restore with the sink that it was taken with."
+                f"{len(self.rows)} and {len(self.pending)}. Restore with the sink that it was taken with."
             )
             raise ConnectorError(msg)
         self.pending.clear()
@@ -128,13 +127,13 @@ class MemorySink(FollowingSink):
     def prepare(self, checkpoint: int) -> dict[str, Any]:
         """See `Sink.prepare`."""
         self._prepared = (checkpoint, len(self.pending))
-        return {"format": "memory", "committed": len(self.committed), "pending": len(self.pending)}
+        return {"format": "memory", "committed": len(self.rows), "pending": len(self.pending)}
 
     def commit(self, checkpoint: int) -> None:
         """See `Sink.commit`."""
         if self._prepared is not None and self._prepared[0] == checkpoint:
             rows = self._prepared[1]
-            self.committed += self.pending[:rows]
+            self.rows += self.pending[:rows]
             del self.pending[:rows]
             self._prepared = None
 
@@ -153,7 +152,6 @@ class NullSink(FollowingSink):
     >>> sink.prepare(1)
     {'format': 'null'}
     """
-
 
     def __init__(self) -> None:
         self._encoder = Encoder()

@@ -40,7 +40,6 @@ class PartsSink(FollowingSink):
         group_rows: how many rows are held and then written as one row group.
     """
 
-
     def __init__(
         self,
         path: str,

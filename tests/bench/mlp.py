@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ def write_mlp(path: Path, seed: int = 0) -> Path:
 
     rng = np.random.default_rng(seed)
     nodes, weights, name = [], [], "x"
-    for layer, (width, height) in enumerate(zip(SIZES[:-1], SIZES[1:], strict=True)):
+    for layer, (width, height) in enumerate(itertools.pairwise(SIZES)):
         weights.append(numpy_helper.from_array((rng.normal(size=(width, height)) / 8).astype("f4"), f"w{layer}"))
         weights.append(numpy_helper.from_array(rng.normal(size=height).astype("f4"), f"b{layer}"))
         nodes.append(helper.make_node("Gemm", [name, f"w{layer}", f"b{layer}"], [f"g{layer}"]))

@@ -48,7 +48,9 @@ def test_w_costs_little_more_than_a_loop_without_an_engine(tmp_path: Path) -> No
     ratio = statistics.median(a / b for a, b in pairs)
     print(f"\nW, {EVENTS:,} events, file to file, checkpoints every 5 s on RocksDB, exactly once:")
     for engine_us, floor_us in pairs:
-        print(f"  engine {engine_us:5.2f} us of CPU per event, floor {floor_us:5.2f}, ratio {engine_us / floor_us:4.2f}")
+        print(
+            f"  engine {engine_us:5.2f} us of CPU per event, floor {floor_us:5.2f}, ratio {engine_us / floor_us:4.2f}"
+        )
     print(f"  median ratio {ratio:4.2f}")
     # The same records in the same order: only the floor's own batches of 256 could differ in the last bit of a score.
     assert scores(tmp_path / "floor0/floor.jsonl") == [

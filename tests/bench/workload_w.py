@@ -1,6 +1,7 @@
 """Workload W: the payments pipeline with a tumbling window, as a job of the library and as one hand-written loop.
 
-`python tests/bench/workload_w.py engine|floor INPUT MODEL FOLDER` runs one of them and prints its CPU microseconds per event as JSON.
+`python tests/bench/workload_w.py engine|floor INPUT MODEL FOLDER` runs one of them and prints as JSON what an event
+cost in microseconds of CPU.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ def engine(source: Path, model: Path, folder: Path, batch_size: int = 1024) -> d
     started = time.process_time()
     result = run.run()
     seconds = time.process_time() - started
-    return {"events": result.figures.events_in, "out": result.figures.events_out, "us": seconds / result.figures.events_in * 1e6}
+    return {
+        "events": result.figures.events_in,
+        "out": result.figures.events_out,
+        "us": seconds / result.figures.events_in * 1e6,
+    }
 
 
 def floor(source: Path, model: Path, folder: Path) -> dict[str, float]:
@@ -86,7 +91,9 @@ def floor(source: Path, model: Path, folder: Path) -> dict[str, float]:
             matrix[:, : len(INPUTS)] = [row for _, _, row in waiting]
             scores = session.run(None, {name: matrix})[0].ravel().tolist()
             for (tx, card, _), value in zip(waiting, scores, strict=True):
-                sink.write(encode({"id": "w/" + tx, "tx_id": tx, "card_id": card, "score": value, "model_version": "mlp:0"}))
+                sink.write(
+                    encode({"id": "w/" + tx, "tx_id": tx, "card_id": card, "score": value, "model_version": "mlp:0"})
+                )
                 sink.write(b"\n")
             out += len(waiting)
             waiting.clear()

@@ -361,14 +361,14 @@ def test_memory_sink_equals_a_list_that_is_cut_at_each_crash(ops: list[str]) -> 
             committed, pending = (committed if prepared else []), []
         else:
             prepared = sink.prepare(number)
-            assert [row["n"] for row in sink.committed] == committed
+            assert [row["n"] for row in sink.rows] == committed
             committed, pending = committed + pending, []
             if op == "crash between":
                 sink.open(prepared)
             else:
                 sink.commit(number)
                 sink.commit(number)
-        assert [row["n"] for row in sink.committed] == committed
+        assert [row["n"] for row in sink.rows] == committed
         assert [row["n"] for row in sink.pending] == pending
 
 

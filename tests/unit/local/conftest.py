@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Callable[..., Ran]:
         return Ran(
             result,
             getattr(main, "committed", []),
-            {n: s.committed for n, s in made.items() if isinstance(s, MemorySink)},
+            {n: s.rows for n, s in made.items() if isinstance(s, MemorySink)},
         )
 
     return run

@@ -103,7 +103,7 @@ def play(
         pipeline, sources, sink, sides, options=LocalOptions(poll=0, checkpoint_interval="1h"), clock=clock
     )
     assert not engine.run().finished
-    return sink.committed
+    return sink.rows
 
 
 def windows(**options: Any) -> sml.Pipeline:

@@ -88,7 +88,7 @@ def oracle(events: list[tuple[Any, Any, int]]) -> dict[str, Any]:
 
 
 def assert_close(found: dict[str, Any], wanted: dict[str, Any], names: list[str], events: list[Any]) -> None:
-    """Within 1e-12 of the size of the values, which is all a sum near 0 can do, or within 1e-300 (weights underflow)."""
+    """Within 1e-12 of the size of the values (all that a sum near 0 can do), or 1e-300 (weights underflow)."""
     scale = math.fsum(abs(float(x)) for x, _, _ in events) + 1e-288
     square = math.fsum(float(x) ** 2 for x, _, _ in events) + 1e-288
     for name in names:

@@ -24,7 +24,7 @@ SOURCES := setup.cfg pyproject.toml constraints.txt
 PACKAGES := streamml operators state jobs
 CHECKED := $(wildcard $(PACKAGES) tests examples)
 
-.PHONY: help setup run test test-fast bench doctest lint types format compose-tool clean
+.PHONY: help setup run test test-fast bench doctest lint types format jar compose-tool clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,21 @@ types: $(STAMP)
 	@for part in operators state jobs; do cp -rp $$part .cache/types/streamml/$$part; done
 	cd .cache/types && ../../$(BIN)/mypy --config-file ../../setup.cfg --cache-dir ../mypy -p streamml \
 		| sed -E 's#^streamml/(operators|state|jobs)/#\1/#'
+
+# The Java half of the Flink engine. The jar is kept in the repository, so that an installation needs no JDK; a test
+# compares its stamp with the sources.
+JAR := streamml/flink/jars/streamml-flink.jar
+JAVA := streamml/flink/java
+JAVA_SOURCES := $(shell find $(JAVA) -name '*.java' -o -name pom.xml)
+MVN := mvn -q -B -Dstreamml.build=$(CURDIR)/.cache/java
+
+jar: $(JAR) ## Build and test the Java half of the Flink engine, if its sources changed
+
+$(JAR): $(JAVA_SOURCES) | $(STAMP)
+	cd $(JAVA) && { $(MVN) -o package 2>/dev/null || $(MVN) package; }
+	@mkdir -p $(dir $(JAR))
+	cp .cache/java/streamml-flink.jar $(JAR)
+	$(BIN)/python -m streamml.flink.jars
 
 format: $(STAMP) ## Rewrite the code in the house format
 	$(BIN)/ruff check --fix

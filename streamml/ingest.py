@@ -78,12 +78,15 @@ class Ingest:
                 now=now,
             )
 
-    def batch(self, chunk: Chunk, now: int) -> tuple[Batch, list[dict[str, Any]]]:
+    def batch(
+        self, chunk: Chunk, now: int, watermarks: Sequence[int] | None = None
+    ) -> tuple[Batch, list[dict[str, Any]]]:
         """Decode a chunk.
 
         Args:
             chunk: what the source polled.
             now: wall clock, ms.
+            watermarks: the watermark before each record where the engine gives it; events move nothing then.
 
         Returns:
             The batch of the good records in order of arrival, and the `rejected` records of the bad ones.
@@ -102,7 +105,7 @@ class Ingest:
             values, rows, times = [values[i] for i in keep], [rows[i] for i in keep], [times[i] for i in keep]
             ids = [ids[i] for i in keep] if ids is not None else None
         names: list[str] = [f"{self._pipeline}/{id}" for id in ids] if ids is not None else []
-        watermarks: list[int] = []
+        marks: list[int] = []
         start = first = 0
         for partition, count in chunk.runs:
             start += count
@@ -110,17 +113,20 @@ class Ingest:
             name = self.partition(partition)
             if ids is None:
                 names += [f"{self._pipeline}/{name}@{chunk.offsets[row]}" for row in rows[first:stop]]
-            if name not in self._followed:
-                self.follow([partition], now)
-                self._followed.add(name)
-            watermarks += self._tracker.observe(name, times[first:stop], now)
+            if watermarks is not None:
+                marks += [watermarks[row] for row in rows[first:stop]]
+            else:
+                if name not in self._followed:
+                    self.follow([partition], now)
+                    self._followed.add(name)
+                marks += self._tracker.observe(name, times[first:stop], now)
             first = stop
         batch = Batch(
             values,
             times=times,
             ids=names,
-            watermarks=watermarks,
-            watermark=self._tracker.current,
+            watermarks=marks,
+            watermark=self._tracker.current if watermarks is None else max(watermarks, default=self._tracker.current),
             tags=[self.spec.tag] * len(values) if self._tagged else None,
             traces=[chunk.traces[row] for row in rows] if chunk.traces is not None else None,
         )

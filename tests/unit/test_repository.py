@@ -238,7 +238,7 @@ def package_files() -> dict[str, Path]:
     files = {}
     for path in FILES:
         top, *rest = path.relative_to(ROOT).parts
-        if top in PACKAGES and rest:
+        if top in PACKAGES and rest and "java" not in rest:  # Java sources: the jar that they make is in
             files["/".join([*PACKAGES[top].split("."), *rest])] = path
     return files
 

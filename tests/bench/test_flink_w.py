@@ -1,0 +1,41 @@
+"""Workload W on Flink, in events per second of one slot, against the PyFlink program that one would write by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streamml.generate import workload
+
+HERE = Path(__file__).parent
+
+pytestmark = [pytest.mark.bench, pytest.mark.flink, pytest.mark.timeout(0)]
+
+
+def rate(which: str, folder: Path, model: Path, small: int, large: int) -> float:
+    """Events per second once warm: from the seconds of two jobs of different size."""
+    seconds = []
+    for events in (small, large):
+        source = folder / f"{events}.jsonl"
+        with source.open("wb") as file:
+            file.writelines(line + b"\n" for line in workload(events))
+        command = [sys.executable, str(HERE / "flink_w.py"), which, str(source), str(model)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+        seconds.append(json.loads(done.stdout.splitlines()[-1])["seconds"])
+    return (large - small) / (seconds[1] - seconds[0])
+
+
+def test_w_is_many_times_faster_than_the_program_by_hand(tmp_path: Path) -> None:
+    sys.path.insert(0, str(HERE))
+    from mlp import write_mlp
+
+    model = write_mlp(tmp_path / "mlp.onnx")
+    ours = rate("ours", tmp_path, model, 50_000, 350_000)
+    idiomatic = rate("idiomatic", tmp_path, model, 4_000, 24_000)
+    ratio = ours / idiomatic
+    print(f"\nW on Flink, one slot, process mode: {ours:,.0f} events/s, by hand {idiomatic:,.0f}, {ratio:.1f} times")
+    assert ratio > 10

@@ -29,6 +29,7 @@ __all__ = [
     "Sink",
     "Source",
     "StateDir",
+    "Workers",
 ]
 
 _IO, _STATE, _JOB, _SHOW, _DEMO = "Input and output", "State", "Job", "Display", "Demonstration"
@@ -108,6 +109,15 @@ CacheMb = Annotated[
 ]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Most records in a micro-batch. Results do not depend on it.", rich_help_panel=_JOB)
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes that share the keys; another number than before deals out the state anew. Needs --state-dir.",
+        show_default="as many as the state has, or 1",
+        rich_help_panel=_JOB,
+    ),
 ]
 EngineChoice = Annotated[Engine, typer.Option(help="Where it runs; this version has local.", rich_help_panel=_JOB)]
 Models = Annotated[

@@ -32,6 +32,7 @@ from streamml.cli.options import (
     Sink,
     Source,
     StateDir,
+    Workers,
 )
 
 __all__ = ["register", "run"]
@@ -64,6 +65,7 @@ def run(
     checkpoint_interval: CheckpointInterval = "5s",
     cache_mb: CacheMb = 512,
     batch_size: BatchSize = 1024,
+    workers: Workers = None,
     engine: EngineChoice = Engine.LOCAL,
     models: Models = None,
     param: Param = None,
@@ -84,11 +86,13 @@ def run(
     from streamml.cli.running import Places, execute
     from streamml.cli.view import View
     from streamml.cli.wiring import named, side_uris, source_uris
+    from streamml.cli.workers import execute_workers, wants_workers
     from streamml.errors import PlanError, UnsupportedError
 
     loaded = load_job(job)
     folders = loaded.models(models or ())
-    pipeline = loaded.pipeline(named("--param", param or (), "name=value"), folders)
+    params = named("--param", param or (), "name=value")
+    pipeline = loaded.pipeline(params, folders)
     if explain is not None:
         typer.echo(pipeline.tree() if explain is Explain.TREE else pipeline.mermaid())
         return
@@ -96,8 +100,8 @@ def run(
         msg = f"--engine {engine}: this version of streamml runs jobs on the local engine only; leave --engine out"
         raise UnsupportedError(msg)
     pipeline.check()
-    if demo and (source or sink or side or state_dir):
-        msg = "--demo brings its own stream, output and state; leave --source, --sink, --side and --state-dir out"
+    if demo and (source or sink or side or state_dir or workers):
+        msg = "--demo brings its own stream, output and state; leave --source, --sink, --side and the like out"
         raise PlanError(msg)
 
     shown = None
@@ -124,7 +128,13 @@ def run(
         cache_mb=cache_mb,
         overwrite=overwrite,
     )
-    outcome = execute(pipeline, places, options, view, models=folders, metrics=metrics_port)
+    if wants_workers(workers, state_dir):
+        outcome = execute_workers(
+            pipeline, places, options, view,
+            count=workers, job=job, params=params, models=folders, metrics=metrics_port, debug=debug,
+        )  # fmt: skip
+    else:
+        outcome = execute(pipeline, places, options, view, models=folders, metrics=metrics_port)
     then = "the same command"
     if shown is not None:
         then = _command(job, shown.sources, sink, state_dir)

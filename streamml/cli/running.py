@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streamml.local import LocalOptions, Meter, RunResult
     from streamml.pipeline import Pipeline
 
-__all__ = ["Outcome", "Places", "execute", "newest_checkpoint"]
+__all__ = ["Outcome", "Places", "execute", "newest_checkpoint", "serving", "side_sink"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def execute(
 
     sources = {tag: open_source(uri) for tag, uri in places.sources.items()}
     sink = open_sink(places.sink, overwrite=options.overwrite)
-    sides = {name: _side(name, uri, options.overwrite) for name, uri in places.sides.items()}
+    sides = {name: side_sink(name, uri, options.overwrite) for name, uri in places.sides.items()}
     resumed = newest_checkpoint(options.state_dir)
     meter = Meter()
     engine: LocalEngine
@@ -99,7 +99,7 @@ def execute(
             on_step=announce, on_progress=view.progress,
         )  # fmt: skip
         if metrics is not None:
-            view.say(f"metrics at {stack.enter_context(_serving(meter, metrics))}")
+            view.say(f"metrics at {stack.enter_context(serving(meter, metrics))}")
         if resumed is not None:
             view.say(f"going on from checkpoint {resumed} in {options.state_dir}")
         stack.enter_context(view)
@@ -108,7 +108,8 @@ def execute(
     return Outcome(result, places, {name: dict(side.kinds) for name, side in sides.items()}, resumed, stop.signal)
 
 
-def _side(name: str, uri: str, overwrite: bool) -> SideSink:
+def side_sink(name: str, uri: str, overwrite: bool) -> SideSink:
+    """Return the sink of a side output."""
     from streamml.connectors import open_sink
 
     return SideSink(name, uri, lambda replace: open_sink(uri, overwrite=replace), overwrite=overwrite)
@@ -125,7 +126,7 @@ def newest_checkpoint(state_dir: Path | None) -> int | None:
 
 
 @contextmanager
-def _serving(meter: Meter, address: str) -> Iterator[str]:
+def serving(meter: Meter, address: str) -> Iterator[str]:
     """Serve metrics at `[HOST:]PORT`; yields the address of the page."""
     from streamml.observability.prometheus import serve
 

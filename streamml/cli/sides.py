@@ -43,16 +43,27 @@ class SideSink(FollowingSink):
         self._make = make
         self._overwrite = overwrite
         self._file = file_of(uri)
-        self._sink: Sink | None = None
-        self.transactional = make(overwrite).transactional  # also: an address that nobody knows is refused here
+        real = make(overwrite)  # also: an address that nobody knows is refused here
+        self._sink: Sink | None = real if self._file is None else None
+        self.transactional, self.decides = real.transactional, real.decides
+
+    def for_job(self, job: str, interval: int) -> None:
+        """Tell the real sink which job it belongs to, if it asks for that."""
+        if self._sink is not None and (tell := getattr(self._sink, "for_job", None)) is not None:
+            tell(job, interval)
+
+    def committed(self) -> int | None:
+        """See `Sink.committed`."""
+        return None if self._sink is None else self._sink.committed()
 
     def open(self, prepared: Mapping[str, Any] | None) -> None:
         """See `Sink.open`."""
         unopened = prepared is not None and dict(prepared) == _UNOPENED
         if (prepared is None or unopened) and self._file is not None and not self._file.exists():
             return
-        # Left by a run that went on from the checkpoint in which it was not there: its records come again.
-        self._sink = self._make(self._overwrite or unopened)
+        if self._sink is None:
+            # Left by a run that went on from the checkpoint in which it was not there: its records come again.
+            self._sink = self._make(self._overwrite or unopened)
         self._sink.open(None if unopened else prepared)
 
     def write(self, batch: Batch, fields: Sequence[str] | None) -> None:

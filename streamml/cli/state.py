@@ -12,7 +12,7 @@ from streamml.cli.errors import Debug
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from streamml.state.inspect import Snapshot
+    from streamml.state.inspect_job import JobSnapshot
 
 __all__ = ["app"]
 
@@ -32,20 +32,28 @@ def list_(directory: Folder, json: Json = False, debug: Debug = False) -> None:
     """List the checkpoints: number, time, size, and whether each is whole."""
     from streamml.observability.figures import format_bytes, format_time
     from streamml.state.inspect import checkpoints_of
+    from streamml.state.workers import read_workers
 
-    checkpoints = checkpoints_of(directory)
-    found = checkpoints.list()
-    aside = sorted(path.name for path in checkpoints.root.glob("bad-chk-*"))
+    workers = read_workers(directory)
+    bodies = []
+    for number, folder in enumerate(workers.folders()):
+        checkpoints = checkpoints_of(folder)
+        found = checkpoints.list()
+        aside = sorted(path.name for path in checkpoints.root.glob("bad-chk-*"))
+        bodies.append({"checkpoints": found, "put_aside": aside})
+        if json:
+            continue
+        if workers.generation:
+            typer.echo(f"worker {number}")
+        table = _table("checkpoint", "taken", "size", "")
+        for info in found:
+            taken = "-" if info.created_ms is None else format_time(info.created_ms)
+            table.add_row(str(info.number), taken, format_bytes(info.bytes), info.problem or "whole")
+        for name in aside:
+            table.add_row(name, "-", "-", "damaged, put aside")
+        _print(table)
     if json:
-        _json({"checkpoints": found, "put_aside": aside})
-        return
-    table = _table("checkpoint", "taken", "size", "")
-    for info in found:
-        taken = "-" if info.created_ms is None else format_time(info.created_ms)
-        table.add_row(str(info.number), taken, format_bytes(info.bytes), info.problem or "whole")
-    for name in aside:
-        table.add_row(name, "-", "-", "damaged, put aside")
-    _print(table)
+        _json({"workers": bodies} if workers.generation else bodies[0])
 
 
 @app.command()
@@ -53,21 +61,26 @@ def show(directory: Folder, checkpoint: Number = None, json: Json = False, debug
     """Show what a checkpoint holds beside the rows: pipeline, source positions, watermarks, states of each stage."""
     from streamml.observability.figures import format_time
 
-    with _snapshot(directory, checkpoint) as snapshot:
-        loaded, stages = snapshot.loaded, snapshot.stages
+    with _snapshot(directory, checkpoint) as job:
+        bodies = []
+        for worker, snapshot in job.workers.items():
+            loaded, stages = snapshot.loaded, snapshot.stages
+            bodies.append({"number": loaded.number, "created_ms": loaded.created_ms, **loaded.data})
+            if json:
+                continue
+            end = "the input was read to its end" if loaded.data.get("finished") else "to be continued"
+            of = "" if worker is None else f" of worker {worker}"
+            typer.echo(f"checkpoint {loaded.number}{of} of pipeline {loaded.data['pipeline']}")
+            typer.echo(f"  taken      {format_time(loaded.created_ms)}, {end}")
+            for tag, positions in loaded.data.get("sources", {}).items():
+                for partition, position in positions.items():
+                    typer.echo(f"  source     {tag}/{partition}: {_text(position)}")
+            for name, stage in stages.items():
+                typer.echo(f"  stage      {name}: watermark {format_time(stage.watermark)}")
+                for state, described in stage.states.items():
+                    typer.echo(f"    {state}: {_described(described)}")
         if json:
-            _json({"number": loaded.number, "created_ms": loaded.created_ms, **loaded.data})
-            return
-        end = "the input was read to its end" if loaded.data.get("finished") else "to be continued"
-        typer.echo(f"checkpoint {loaded.number} of pipeline {loaded.data['pipeline']}")
-        typer.echo(f"  taken      {format_time(loaded.created_ms)}, {end}")
-        for tag, positions in loaded.data.get("sources", {}).items():
-            for partition, position in positions.items():
-                typer.echo(f"  source     {tag}/{partition}: {_text(position)}")
-        for name, stage in stages.items():
-            typer.echo(f"  stage      {name}: watermark {format_time(stage.watermark)}")
-            for state, described in stage.states.items():
-                typer.echo(f"    {state}: {_described(described)}")
+            _json(bodies[0] if None in job.workers else {"workers": bodies})
 
 
 @app.command()
@@ -111,7 +124,7 @@ def get(
 
     with _snapshot(directory, checkpoint) as snapshot:
         found = [state for candidate in _candidates(key) for state in snapshot.get(candidate, stage)]
-        number = snapshot.loaded.number
+        number = snapshot.checkpoint
     if not found:
         msg = (
             f"key {key!r}: checkpoint {number} has no state of it{f' in stage {stage!r}' if stage else ''}. "
@@ -134,7 +147,7 @@ def sizes(
 
     with _snapshot(directory, checkpoint) as snapshot:
         found = snapshot.sizes(stage)
-        number = snapshot.loaded.number
+        number = snapshot.checkpoint
     if json:
         _json({"checkpoint": number, "stages": found})
         return
@@ -156,10 +169,10 @@ def sizes(
         _print(table)
 
 
-def _snapshot(directory: Path, number: int | None) -> Snapshot:
-    from streamml.state.inspect import Snapshot
+def _snapshot(directory: Path, number: int | None) -> JobSnapshot:
+    from streamml.state.inspect_job import JobSnapshot
 
-    return Snapshot(directory, number)
+    return JobSnapshot(directory, number)
 
 
 def _candidates(text: str) -> list[Any]:

@@ -99,7 +99,9 @@ class View:
             if state_dir is None:
                 self.say("Stopped. State was in memory (no --state-dir), so the next run starts over.")
             else:
-                self.say(f"Stopped at checkpoint {outcome.result.figures.checkpoint}. To go on: {then}")
+                number = outcome.result.figures.checkpoint or outcome.resumed
+                where = "before its first checkpoint" if number is None else f"at checkpoint {number}"
+                self.say(f"Stopped {where}. To go on: {then}")
         elif outcome.resumed is not None and outcome.result.figures.events_in == 0:
             self.say(
                 f"Nothing new: this input was read to its end before checkpoint {outcome.resumed}. "

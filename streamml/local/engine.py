@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamml.contract import Opening
-from streamml.errors import CheckpointError, ConnectorError, PlanError
+from streamml.errors import CheckpointError, ConnectorError, PlanError, RecordError
 from streamml.ingest import Ingest
 from streamml.keying import Keying
 from streamml.local.metering import Meter
 from streamml.local.options import LocalOptions
+from streamml.local.share import Goal, Share, Sharing
 from streamml.local.storage import Storage
+from streamml.local.writable import writable
 from streamml.observability.figures import RunFigures
 from streamml.pipeline import Pipeline
 from streamml.ports import Sink, Source
 from streamml.records import Batch
-from streamml.runtime import StageRuntime
+from streamml.runtime import StageRuntime, rejected
 from streamml.times import MAX_TIME
 from streamml.watermarks import WatermarkTracker
 
@@ -36,20 +38,29 @@ class RunResult:
         figures: the run's figures.
         problems: what was found damaged at the start and put aside.
         sides: number of records of each side output.
+        nothing_new: the input had been read to its end by an earlier run, and nothing has come since.
     """
 
     finished: bool
     figures: RunFigures
     problems: tuple[str, ...]
     sides: Mapping[str, int]
+    nothing_new: bool = False
 
 
 class LocalEngine:
     """Runs a pipeline in this process.
 
-    Order within a key is that of the source partition. A checkpoint is taken between two micro-batches, when nothing is under way, so it is one
-    consistent cut: state, timers, source positions, watermarks, and what the sinks have prepared. Its number is stored first; then the sinks
-    commit. After a crash the newest checkpoint is loaded, and the sinks finish or discard what came after.
+    Order within a key is that of the source partition. A checkpoint is taken between two micro-batches, when nothing
+    is under way, so it is one
+    consistent cut: state, timers, source positions, watermarks, and what the sinks have prepared. Its number is
+    stored first; then the sinks commit. After a crash the newest checkpoint is loaded, and the sinks finish or
+    discard what came after.
+
+    When the input ends, every window closes and every event-time timer fires. If more is appended later and the job
+    is started again, it goes on with the state and the watermark that it had: duplicates are still known, aggregates
+    go on, and what is late is late. But a window that was closed only because the input ended begins anew: its new
+    result has the id of the old one, and only the events that were appended.
 
     Args:
         pipeline: what to run.
@@ -63,6 +74,8 @@ class LocalEngine:
         on_progress: called about ten times a second with the run's figures.
         tracker: what follows the watermark (the test kit's is told it by a script).
         storage: makes the state and checkpoints of a run, in place of `Storage` (test kit).
+        share: which part of the job this is; by default all of it.
+        goal: positions at which the run ends, for each source; by default it ends with the input.
     """
 
     def __init__(
@@ -80,6 +93,8 @@ class LocalEngine:
         on_progress: Callable[[RunFigures], None] | None = None,
         tracker: WatermarkTracker | None = None,
         storage: Callable[[], Storage] | None = None,
+        share: Share | None = None,
+        goal: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         pipeline.check()
         if missing := {spec.tag for spec in pipeline.sources} ^ set(sources):
@@ -97,13 +112,34 @@ class LocalEngine:
         self._on_progress = on_progress
         self._stopping = False
         self._tracker = tracker or WatermarkTracker()
-        self._new_storage = storage or (lambda: Storage(self.options, pipeline.name, self._on_step))
+        self._new_storage = storage or (lambda: Storage(self.options, pipeline.name, self._on_step, self._decision()))
+        self._decided: int | None = None
+        self._share = share or Share()
+        self._sharing = Sharing(pipeline, self._share)
+        self._goal = None if goal is None else Goal(goal)
+        self._read = 0
         tagged = len(pipeline.sources) > 1
-        self._ingest = {spec.tag: Ingest(spec, pipeline.name, self._tracker, tagged=tagged) for spec in pipeline.sources}
+        self._ingest = {
+            spec.tag: Ingest(spec, pipeline.name, self._tracker, tagged=tagged) for spec in pipeline.sources
+        }
 
     def stop(self) -> None:
-        """Ask the run to end: after the current micro-batch it takes a checkpoint and returns. Safe in a signal handler."""
+        """Ask the run to end: after the current micro-batch it takes a checkpoint and returns.
+
+        Safe in a signal handler.
+        """
         self._stopping = True
+
+    @property
+    def resumed(self) -> int:
+        """Number of the checkpoint that it went on from, 0 if none."""
+        restored = self._storage.restored
+        return 0 if restored is None else restored.number
+
+    @property
+    def checkpoint_number(self) -> int:
+        """Number of the checkpoint that was taken last, or is being taken."""
+        return self._storage.number
 
     def checkpoint(self) -> None:
         """Take a checkpoint now; for a source to call in `poll`, when no record is under way (test kit)."""
@@ -115,13 +151,34 @@ class LocalEngine:
         Raises:
             StreamMLError: something that retrying can't mend; state and output are those of the last checkpoint.
         """
-        self._storage = self._new_storage()
-        opened: list[Any] = [self._storage]
+        opened: list[Any] = []
         try:
+            self._tell_job(opened)
+            self._storage = self._new_storage()
+            opened.append(self._storage)
             self._open(opened)
             return self._loop()
         finally:
             _close_all(opened)
+
+    def _tell_job(self, opened: list[Any]) -> None:
+        """Tell sources and sinks that ask for it which job they belong to; from then on they are to be closed."""
+        for item in (*self._sources.values(), *(sink for _, sink in self._all_sinks())):
+            if (tell := getattr(item, "for_job", None)) is not None:
+                opened.append(item)
+                tell(f"streamml-{self.pipeline.name}{self._share.suffix}", int(self.options.checkpoint_interval))
+
+    def _decision(self) -> Callable[[], int | None] | None:
+        """Return what says which checkpoint to go on from, None where that is the newest one."""
+        deciding = next((sink for _, sink in self._all_sinks() if sink.decides), None)
+        if deciding is None:
+            return None
+
+        def ask() -> int | None:
+            self._decided = deciding.committed()
+            return self._decided
+
+        return ask
 
     def _open(self, opened: list[Any]) -> None:
         manifest = self._storage.manifest
@@ -129,7 +186,7 @@ class LocalEngine:
         for spec in self.pipeline.stages:
             ids.setdefault(spec.name, len(ids))
         self._stage_ids = ids
-        opening = Opening(self.pipeline.name, self._models, self.meter.metrics)
+        opening = Opening(self.pipeline.name, self._models, self.meter.metrics, self._share.label)
         self._stages: list[tuple[Keying | None, StageRuntime]] = []
         for spec in self.pipeline.stages:
             stage = StageRuntime(
@@ -143,15 +200,18 @@ class LocalEngine:
             )
             opened.append(stage)
             self._stages.append((Keying(spec) if spec.selector is not None else None, stage))
+        now = self._clock()
+        for tag, source in self._sources.items():  # before the sinks: an input that is not there empties no output
+            source.open(manifest.get("sources", {}).get(tag))
+            opened.append(source)
+            self._ingest[tag].follow(source.partitions(), now)
+        self.meter.models = tuple(
+            model for _, stage in self._stages for step in stage.steps for model in step.running.models()
+        )
         prepared = manifest.get("sinks", {})
         for name, sink in self._all_sinks():
             sink.open(prepared.get(name) if manifest else None)
             opened.append(sink)
-        now = self._clock()
-        for tag, source in self._sources.items():
-            source.open(manifest.get("sources", {}).get(tag))
-            opened.append(source)
-            self._ingest[tag].follow(source.partitions(), now)
         if manifest:
             self._tracker.restore(manifest["watermarks"])
         self._was_finished = bool(manifest.get("finished"))
@@ -170,20 +230,25 @@ class LocalEngine:
         while not self._stopping:
             got = False
             live = [item for item in sources if not item[1].finished]
-            if not live:
+            if not live or (self._goal is not None and self._goal.reached(self._sources)):
                 break
             tag, source = live[turn % len(live)]
             turn += 1
             chunk = source.poll(options.batch_size, 0.0 if len(live) > 1 and turn % len(live) else poll)
             now = self._clock()
+            if chunk is not None and self._goal is not None:
+                chunk = self._goal.cut(tag, chunk)
             if chunk is not None and chunk.payloads:
                 got = True
                 started = time.perf_counter()
                 batch, bad = self._ingest[tag].batch(chunk, now)
-                meter.read(len(chunk.payloads))
-                self._write_sides({"rejected": bad} if bad else {})
+                self._read += len(chunk.payloads)
+                self._write_sides({"rejected": bad} if bad and self._sharing.first else {})
                 self._through(batch, 0, now)
-                meter.batch(len(chunk.payloads), time.perf_counter() - started)
+                mine = self._sharing.read(len(chunk.payloads))
+                meter.read(mine)
+                if mine:
+                    meter.batch(mine, time.perf_counter() - started)
             if not got or turn % 16 == 0:
                 self._housekeeping(now)
             monotonic = time.monotonic()
@@ -194,15 +259,18 @@ class LocalEngine:
                 self._report()
                 next_progress = monotonic + 0.1
         finished = not self._stopping
-        if finished and not (self._was_finished and meter.events == 0):
+        nothing_new = finished and self._was_finished and self._read == 0
+        if self._goal is not None:
+            finished = nothing_new
+        if finished and not nothing_new:
             self._through(_tick(MAX_TIME), 0, self._clock())
         self._checkpoint(finished=finished)
         self._report()
         problems = tuple(self._storage.restored.problems) if self._storage.restored else ()
-        return RunResult(finished, meter.figures(), problems, dict(meter.side_counts))
+        return RunResult(finished, meter.figures(), problems, dict(meter.side_counts), nothing_new)
 
     def _housekeeping(self, now: int) -> None:
-        """What is due although no records came: idle partitions, finished ones, processing-time timers."""
+        """Do what is due although no records came: idle partitions, finished ones, processing-time timers."""
         for tag, source in self._sources.items():
             ingest = self._ingest[tag]
             alive = {ingest.partition(name) for name in source.partitions()}
@@ -220,25 +288,45 @@ class LocalEngine:
 
     def _through(self, batch: Batch, start: int, now: int) -> None:
         """Send a batch through the stages from `start` on, and what comes out to the sinks."""
-        for keying, stage in self._stages[start:]:
+        sharing = self._sharing
+        for number, (keying, stage) in enumerate(self._stages[start:], start):
             if keying is not None:
                 batch, bad = keying.assign(batch)
-                if bad:
+                if bad and sharing.first:
                     self._write_sides({"rejected": bad})
+            if number == sharing.stage:
+                batch = sharing.own(batch)
             output = stage.process(batch, now)
-            if output.sides:
+            if output.sides and (sharing.first or number >= sharing.stage):
                 self._write_sides(output.sides)
             batch = output.main
         if len(batch):
-            self._sink.write(batch, self.pipeline.selected)
-            self.meter.written(len(batch))
+            self._write(batch)
         self.meter.watermark(batch.watermark, now)
+
+    def _write(self, batch: Batch) -> None:
+        """Write rows to the main output; those that it can't hold go to `rejected`, found by halving."""
+        try:
+            self._sink.write(batch, self.pipeline.selected)
+        except RecordError as exc:
+            rows = len(batch)
+            if rows == 1:
+                self._write_sides({"rejected": [rejected(batch.record(0), exc, "sink")]})
+                return
+            self._write(batch.slice(0, rows // 2))
+            self._write(batch.slice(rows // 2, rows))
+        else:
+            self.meter.written(len(batch))
 
     def _write_sides(self, sides: Mapping[str, list[dict[str, Any]]]) -> None:
         for name, records in sides.items():
             self.meter.side(name, records)
             if name in self._sides:
-                self._sides[name].write_records(records)
+                try:
+                    self._sides[name].write_records(records)
+                except RecordError:  # a value that the output can't hold is written as text, so that no record is lost
+                    for record in records:
+                        self._sides[name].write_records([writable(record)])
 
     def _checkpoint(self, *, finished: bool) -> None:
         """Take a checkpoint and commit the sinks; a failed checkpoint ends the run, with the one before intact."""
@@ -254,23 +342,36 @@ class LocalEngine:
             for name, sink in self._all_sinks():
                 prepared[name] = sink.prepare(number)
                 step(f"{name} prepared")
+            positions = {
+                tag: source.positions() if self._goal is None else self._goal.positions(tag, source)
+                for tag, source in self._sources.items()
+            }
+            deciding = any(sink.decides for _, sink in self._all_sinks())
             info = storage.save(
                 {
                     "pipeline": self.pipeline.name,
                     "finished": finished,
                     "stage_ids": self._stage_ids,
                     "stages": {
-                        spec.name: stage.snapshot() for spec, (_, stage) in zip(self.pipeline.stages, self._stages, strict=True)
+                        spec.name: stage.snapshot()
+                        for spec, (_, stage) in zip(self.pipeline.stages, self._stages, strict=True)
                     },
-                    "sources": {tag: source.positions() for tag, source in self._sources.items()},
+                    "sources": positions,
                     "watermarks": self._tracker.snapshot(),
                     "sinks": prepared,
+                    **({"decided": self._decided} if deciding else {}),
                 }
             )
             step("checkpoint stored")
             for name, sink in sorted(self._all_sinks(), key=lambda item: not item[1].decides):
                 sink.commit(number)
                 step(f"{name} committed")
+            self._decided = number
+            if deciding:
+                storage.note_commit()
+            for tag, source in self._sources.items():
+                if (tell := getattr(source, "committed", None)) is not None:
+                    tell(positions[tag])
         except (CheckpointError, ConnectorError):
             self.meter.checkpoint_failed()
             raise
@@ -290,7 +391,10 @@ def _tick(watermark: int) -> Batch:
 
 @contextmanager
 def _calm_collector() -> Iterator[None]:
-    """Let the cyclic garbage collector look less often: cached state is many objects without cycles, which it would walk in vain."""
+    """Let the cyclic garbage collector look less often.
+
+    Cached state is many objects without cycles, which it would walk in vain.
+    """
     before = gc.get_threshold()
     gc.set_threshold(100_000, 50, 100)
     try:

@@ -17,7 +17,8 @@ class LocalOptions:
     """How the embedded engine runs a pipeline.
 
     Attributes:
-        state_dir: folder of state and checkpoints; None keeps state in memory and takes no checkpoints (nothing survives a crash).
+        state_dir: folder of state and checkpoints; None keeps state in memory and takes no checkpoints (nothing
+            survives a crash).
         checkpoint_interval: time between checkpoints, and between commits of sinks. Default 5s.
         batch_size: most records in a micro-batch. Default 1024. Results do not depend on it.
         poll: how long an idle engine waits for records before it looks at timers and signals. Default 50ms.

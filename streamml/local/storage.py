@@ -1,4 +1,7 @@
-"""State and checkpoints of the embedded engine: a live store, numbered checkpoints, and which one a start goes on from."""
+"""State and checkpoints of the embedded engine.
+
+A live store, numbered checkpoints, and which one a start goes on from.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +49,15 @@ class Storage:
         self.checkpoints = Checkpoints(
             root / "checkpoints", keep=options.keep_checkpoints, fsync=options.fsync, on_step=on_step
         )
-        self.restored = self.checkpoints.latest() if decided is None else self._as_decided(self.checkpoints, decided())
+        self.restored = (
+            self.checkpoints.latest() if decided is None else self._as_decided(decided(), fresh=options.overwrite)
+        )
         if self.restored is not None:
             found = self.restored.data.get("pipeline")
             if found != pipeline:
-                msg = f"state folder {root} belongs to pipeline {found!r}, not to {pipeline!r}; pass another --state-dir"
+                msg = (
+                    f"state folder {root} belongs to pipeline {found!r}, not to {pipeline!r}; pass another --state-dir"
+                )
                 raise StateError(msg)
             self.number = self.restored.number
         if self.restored is not None:
@@ -59,15 +66,48 @@ class Storage:
             clear(live)
         self.store = RocksStore(live, options.rocks or RocksOptions())
 
-    @staticmethod
-    def _as_decided(checkpoints: Checkpoints, number: int | None) -> Loaded | None:
-        """Load the checkpoint whose output was committed; newer ones are put aside, their output was not."""
-        if number is None:
-            checkpoints.rewind(0)
-            return None
-        loaded = checkpoints.load(number)
-        checkpoints.rewind(number)
-        return loaded
+    def _as_decided(self, number: int | None, *, fresh: bool) -> Loaded | None:
+        """Load the checkpoint whose output was committed; newer ones are put aside, their output was not.
+
+        Args:
+            number: what the sink says, None if it knows of no commit.
+            fresh: a job without checkpoints may start although the sink knows of a commit.
+        """
+        checkpoints = self.checkpoints
+        assert checkpoints is not None
+        there = [info.number for info in checkpoints.list(contents=False)]
+        if number is not None:
+            if not there and fresh:
+                return None
+            if number not in there:
+                msg = (
+                    f"state folder {checkpoints.root.parent}: the output was committed up to checkpoint "
+                    f"{number}, and here are "
+                    f"{there or 'none'}. Give the state folder that belongs to it; or, to start afresh and "
+                    "append to the output, "
+                    "an empty one with --overwrite."
+                )
+                raise StateError(msg)
+            loaded = checkpoints.load(number)
+            checkpoints.rewind(number)
+            return loaded
+        while checkpoints.list(contents=False):
+            newest = checkpoints.latest()
+            if newest is None or "decided" not in newest.data:
+                return newest  # of a time when this sink was not there
+            if (before := self._noted() or newest.data["decided"]) is not None:
+                msg = (
+                    f"state folder {checkpoints.root.parent}: the output had committed checkpoint "
+                    f"{before}, and knows of none any "
+                    "more (Kafka forgets after offsets.retention.minutes, 7 days, or the output or its "
+                    "name was changed). "
+                    f"Say which one it has, one of {there}, with resume=NUMBER in the sink's address; "
+                    "after an orderly stop that is "
+                    "the last one."
+                )
+                raise StateError(msg)
+            checkpoints.rewind(newest.number - 1)
+        return None
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -79,6 +119,17 @@ class Storage:
         if self.checkpoints is None:
             return None
         return self.checkpoints.save(self.number, self.store, manifest)
+
+    def note_commit(self) -> None:
+        """Note that a sink that decides has committed the newest checkpoint; only for telling when it has forgotten that."""
+        if self.checkpoints is not None:
+            (self.checkpoints.root.parent / "committed").write_text(str(self.number), encoding="ascii")
+
+    def _noted(self) -> int | None:
+        assert self.checkpoints is not None
+        note = self.checkpoints.root.parent / "committed"
+        text = note.read_text(encoding="ascii") if note.exists() else ""
+        return int(text) if text.isdigit() else None  # it may have been cut off
 
     def close(self) -> None:
         """Close the store."""

@@ -1,0 +1,175 @@
+"""One broker for all tests with Kafka, on loopback; topics are told apart by their names."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import shutil
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamml.connectors.broker import TrialBroker, free_port
+from streamml.connectors.broker_jars import KAFKA_VERSION, cache_folder
+
+HERE = Path(__file__).parent
+_NUMBERS = itertools.count()
+_PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.kafka)
+            item.add_marker(pytest.mark.slow)
+            # kafka-python leaves sockets to the garbage collector when it is closed.
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
+
+
+@pytest.fixture(autouse=True)
+def _garbage() -> Iterator[None]:
+    yield
+    sweep()
+
+
+def sweep() -> None:
+    """Close the sockets that a closed kafka-python client has shut down and left, before another test stumbles on them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    for item in gc.get_objects():
+        if type(item) is socket.socket and item.fileno() >= 0 and item.family == socket.AF_INET:
+            try:
+                item.getpeername()
+            except OSError:
+                if not item.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    item.close()
+
+
+@dataclass
+class Cluster:
+    """The broker, and plain clients that share no code with the connectors."""
+
+    broker: TrialBroker
+    sasl: str
+    admin: Any
+    made: list[str] = field(default_factory=list)
+
+    def uri(self, path: str, **options: Any) -> str:
+        query = "&".join(f"{name}={value}" for name, value in options.items())
+        return f"kafka://{self.broker.address}/{path}{'?' if query else ''}{query}"
+
+    def restart(self) -> None:
+        """Start the broker again after it was killed."""
+        from kafka import KafkaAdminClient
+
+        self.broker.start()
+        self.admin.close()
+        self.admin = KafkaAdminClient(bootstrap_servers=self.broker.address)
+
+    def name(self, stem: str = "t") -> str:
+        return f"{stem}-{os.getpid()}-{next(_NUMBERS)}"
+
+    def topic(self, stem: str = "t", partitions: int = 1, **configs: str) -> str:
+        name = self.name(stem)
+        settings = {"num_partitions": partitions, "replication_factor": 1, "configs": {"retention.ms": "-1", **configs}}
+        self.admin.create_topics({name: settings}, wait_for_metadata=True)
+        return name
+
+    def produce(self, topic: str, rows: list[tuple[int, bytes | None, bytes | None]], **more: Any) -> None:
+        """Produce (partition, key, value), with confluent-kafka."""
+        from confluent_kafka import Producer
+
+        producer = Producer({"bootstrap.servers": self.broker.address, "linger.ms": 1})
+        for partition, key, value in rows:
+            producer.produce(topic, value, key, partition=partition, **more)
+        assert producer.flush(20) == 0
+
+    def consume(self, topic: str, committed: bool = True) -> list[Any]:
+        """Return all records of a topic, by kafka-python."""
+        from kafka import KafkaConsumer, TopicPartition
+
+        isolation = "read_committed" if committed else "read_uncommitted"
+        consumer = KafkaConsumer(
+            bootstrap_servers=self.broker.address,
+            isolation_level=isolation,
+            auto_offset_reset="earliest",
+            group_id=None,
+        )
+        try:
+            places = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
+            consumer.assign(places)
+            ends = consumer.end_offsets(places)
+            for place in places:
+                consumer.seek(place, 0)
+            found = []
+            while any(consumer.position(place) < ends[place] for place in places):
+                for records in consumer.poll(500).values():
+                    found += records
+            return found
+        finally:
+            consumer.close()
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running broker; it is stopped at the end of the run."""
+    pytest.importorskip("confluent_kafka")
+    pytest.importorskip("kafka")
+    if shutil.which("java") is None:
+        pytest.skip("a Kafka broker needs Java")
+    if shutil.which("mvn") is None and not (cache_folder() / f"kafka-{KAFKA_VERSION}").is_dir():
+        pytest.skip("the jars of a Kafka broker are fetched by Maven")
+    sasl = f"127.0.0.1:{free_port()}"
+    settings = {
+        "broker.session.timeout.ms": "2000",
+        "broker.heartbeat.interval.ms": "400",
+        "listeners": f"SASL://{sasl}",
+        "advertised.listeners": f"SASL://{sasl}",
+        "listener.security.protocol.map": "SASL:SASL_PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.sasl.plain.sasl.jaas.config": f'{_PLAIN} user_ann="ann-pass-word" user_bea="bea-pass-word";',
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS;User:bea",
+        "log.initial.task.delay.ms": "1000",
+    }
+    broker = TrialBroker(tmp_path_factory.mktemp("broker"), free_port(), heap="384m", settings=settings)
+    broker.start()
+    from kafka import KafkaAdminClient
+
+    admin = KafkaAdminClient(bootstrap_servers=broker.address)
+    made = Cluster(broker, sasl, admin)
+    del admin
+    try:
+        yield made
+    finally:
+        made.admin.close()
+        made.admin = None
+        broker.kill()
+        sweep()
+
+
+@pytest.fixture(params=["confluent", "python"])
+def client(request: pytest.FixtureRequest) -> str:
+    """The client library: the same tests for both."""
+    return str(request.param)
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[Any], Any]]:
+    """Close what a test opened, at its end."""
+    opened: list[Any] = []
+
+    def keep(item: Any) -> Any:
+        opened.append(item)
+        return item
+
+    yield keep
+    for item in reversed(opened):
+        item.close()

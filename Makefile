@@ -7,8 +7,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Extras of the development environment; `make setup EXTRAS=onnx,arrow,sketches,dev,flink` adds an engine.
-EXTRAS ?= onnx,arrow,sketches,dev
+# Extras of the development environment, with everything that the tests start for real; engines that are missing are skipped.
+EXTRAS ?= onnx,arrow,sketches,kafka,flink,dev
 # Extras and command of `make run`: Python is all it needs.
 RUN_EXTRAS ?= onnx
 RUN ?= $(BIN)/streamml run payments --demo

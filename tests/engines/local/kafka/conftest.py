@@ -39,7 +39,7 @@ def _garbage() -> Iterator[None]:
 
 
 def sweep() -> None:
-    """Close the sockets that a closed kafka-python client has shut down and left, before another test stumbles on them."""
+    """Close the sockets that a closed kafka-python client has left, before another test stumbles on them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()

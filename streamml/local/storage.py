@@ -121,7 +121,7 @@ class Storage:
         return self.checkpoints.save(self.number, self.store, manifest)
 
     def note_commit(self) -> None:
-        """Note that a sink that decides has committed the newest checkpoint, so as to tell when it has forgotten that."""
+        """Note that a sink that decides has committed the newest checkpoint, to tell when it has forgotten that."""
         if self.checkpoints is not None:
             (self.checkpoints.root.parent / "committed").write_text(str(self.number), encoding="ascii")
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import shutil
-import socket
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,33 +20,16 @@ _NUMBERS = itertools.count()
 _PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # A kafka-python client that is closed shuts its sockets down, and leaves them to the garbage collector.
+    config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.kafka)
             item.add_marker(pytest.mark.slow)
-            # kafka-python leaves sockets to the garbage collector when it is closed.
-            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
-
-
-@pytest.fixture(autouse=True)
-def _garbage() -> Iterator[None]:
-    yield
-    sweep()
-
-
-def sweep() -> None:
-    """Close the sockets that a closed kafka-python client has left, before another test stumbles on them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
-    for item in gc.get_objects():
-        if type(item) is socket.socket and item.fileno() >= 0 and item.family == socket.AF_INET:
-            try:
-                item.getpeername()
-            except OSError:
-                if not item.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    item.close()
 
 
 @dataclass
@@ -145,14 +125,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
     admin = KafkaAdminClient(bootstrap_servers=broker.address)
     made = Cluster(broker, sasl, admin)
-    del admin
     try:
         yield made
     finally:
         made.admin.close()
-        made.admin = None
         broker.kill()
-        sweep()
 
 
 @pytest.fixture(params=["confluent", "python"])

@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> Callable[..., Ran]:
         result = engine.run()
         return Ran(
             result,
-            getattr(main, "committed", []),
+            getattr(main, "rows", []),
             {n: s.rows for n, s in made.items() if isinstance(s, MemorySink)},
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from streamml.connectors.broker_jars import KAFKA_VERSION, cache_folder
 
 HERE = Path(__file__).parent
 _NUMBERS = itertools.count()
+_WATCH = 'trap "" INT TERM; read -r _; test ! -e "$0" || kill -9 "$(cat "$0")"'
+"""Ends the broker when the test run is gone, even if that was killed: its end of the pipe is closed then."""
 _PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
 
 
@@ -120,6 +123,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "log.initial.task.delay.ms": "1000",
     }
     broker = TrialBroker(tmp_path_factory.mktemp("broker"), free_port(), heap="384m", settings=settings)
+    watch = subprocess.Popen(["sh", "-c", _WATCH, str(broker.folder / "broker.pid")], stdin=subprocess.PIPE)
     broker.start()
     from kafka import KafkaAdminClient
 
@@ -130,6 +134,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     finally:
         made.admin.close()
         broker.kill()
+        watch.communicate()
 
 
 @pytest.fixture(params=["confluent", "python"])

@@ -76,12 +76,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.number += 1
         self.checkpoints.save(self.number, self.store, {"rows": len(self.model)})
         self.saved[self.number] = dict(self.model)
+        self.saved = {number: self.saved[number] for number in sorted(self.saved)[-3:]}  # what `keep` leaves
 
     @rule(torn=st.booleans())
     def crash_and_restore(self, torn: bool) -> None:
         if torn and len(self.saved) > 1:
-            del self.saved[max(self.saved)]
-            next((self.folder / "checkpoints").glob(f"chk-*{self.number}")).joinpath("MANIFEST.json").unlink()
+            newest = max(self.saved)
+            del self.saved[newest]
+            (self.folder / "checkpoints" / f"chk-{newest:08d}" / "MANIFEST.json").unlink()
         self.store.close()
         loaded = self.checkpoints.latest()
         if loaded is None:
@@ -91,7 +93,6 @@ class StoreMachine(RuleBasedStateMachine):
             return
         assert loaded.number == max(self.saved)
         self.number = loaded.number
-        self.saved = {number: rows for number, rows in self.saved.items() if number > self.number - 3}
         self.model = dict(self.saved[loaded.number])
         assert loaded.data == {"rows": len(self.model)}
         self.store = self.open(loaded.db)

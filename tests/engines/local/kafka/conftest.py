@@ -18,7 +18,7 @@ from streamml.connectors.broker_jars import KAFKA_VERSION, cache_folder
 
 HERE = Path(__file__).parent
 _NUMBERS = itertools.count()
-_WATCH = 'trap "" INT TERM; read -r _; test ! -e "$0" || kill -9 "$(cat "$0")"'
+_WATCH = 'trap "" INT TERM; cat > /dev/null; test ! -e "$0" || kill -9 "$(cat "$0")"'
 """Ends the broker when the test run is gone, even if that was killed: its end of the pipe is closed then."""
 _PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
 

@@ -18,7 +18,7 @@ from streamml.connectors.broker_jars import KAFKA_VERSION, cache_folder
 
 HERE = Path(__file__).parent
 _NUMBERS = itertools.count()
-_WATCH = 'trap "" INT TERM; cat > /dev/null; test ! -e "$0" || kill -9 "$(cat "$0")"'
+_WATCH = 'cat > /dev/null; test ! -e "$0" || kill -9 "$(cat "$0")"'
 """Ends the broker when the test run is gone, even if that was killed: its end of the pipe is closed then."""
 _PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
 
@@ -123,7 +123,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "log.initial.task.delay.ms": "1000",
     }
     broker = TrialBroker(tmp_path_factory.mktemp("broker"), free_port(), heap="384m", settings=settings)
-    watch = subprocess.Popen(["sh", "-c", _WATCH, str(broker.folder / "broker.pid")], stdin=subprocess.PIPE)
+    watch = subprocess.Popen(
+        ["sh", "-c", _WATCH, str(broker.folder / "broker.pid")], stdin=subprocess.PIPE, start_new_session=True
+    )
     broker.start()
     from kafka import KafkaAdminClient
 

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from streamml.contract import Context, KeyedOperator
-from streamml.errors import PlanError, RecordError
+from streamml.contract import Context
+from streamml.errors import PlanError
 from streamml.operators.aggregates import Aggregate
 from streamml.operators.aggregation import Aggregation
+from streamml.operators.annotator import Annotator
 from streamml.operators.rows import checked_rows, columns, kept
 from streamml.operators.tiles import TilePlan, Tiles
 from streamml.operators.windows import AllTimeWindow, TrailingWindow, TumblingWindow, all_time
@@ -20,7 +21,7 @@ from streamml.times import Duration
 __all__ = ["Features"]
 
 
-class Features(KeyedOperator):
+class Features(Annotator):
     """Add aggregates of the key's events as of each event, the event itself included.
 
     An event sees what event time puts before it: the events that arrived before it, in the tiles of its window that
@@ -40,9 +41,6 @@ class Features(KeyedOperator):
     >>> [(e.n, e.sum) for e in run([last_minute], script).main]
     [(1, 1.0), (2, 3.0), (2, 6.0)]
     """
-
-    sides = ("late",)
-    rejects_rows = True
 
     window: AllTimeWindow | TumblingWindow | TrailingWindow = all_time()
     fields: Mapping[str, Aggregate] = dataclasses.field(default_factory=dict)
@@ -65,14 +63,6 @@ class Features(KeyedOperator):
         object.__setattr__(self, "aggregation", Aggregation(self.fields))
         object.__setattr__(self, "plan", TilePlan(self.aggregation, self.window, int(self.allowed_lateness)))
 
-    def reads(self) -> tuple[str, ...]:
-        """Return the inputs of the aggregates."""
-        return self.aggregation.inputs
-
-    def adds(self) -> tuple[str, ...]:
-        """Return the names of the results."""
-        return self.aggregation.names
-
     def on_event(self, event: Record, ctx: Context) -> None:
         """Count the event and emit it with the results."""
         if event.timestamp < ctx.watermark - self.allowed_lateness:
@@ -94,7 +84,7 @@ class Features(KeyedOperator):
         for row, time, watermark, entry in zip(rows, batch.times, batch.watermarks, batch.entries or (), strict=True):
             number += 1
             if time < watermark - lateness or number in bad:
-                self._lose(batch.record(number), watermark, bad.get(number), ctx)
+                self._lose(batch.record(number), watermark, lateness, bad.get(number), ctx)
                 lost.append(number)
                 continue
             cell: Tiles | None = entry.cells[slot]
@@ -108,12 +98,5 @@ class Features(KeyedOperator):
                 results.append(cell.step(plan, row, time, watermark))
         return kept(batch, lost).with_fields(columns(self.aggregation, results))
 
-    def _lose(self, event: Record, watermark: int, error: RecordError | None, ctx: Context) -> None:
-        if event.timestamp < watermark - self.allowed_lateness or error is None:
-            ctx.late(event, watermark, self.allowed_lateness)
-        else:
-            ctx.reject(event, error)
-
     if TYPE_CHECKING:
-        aggregation: ClassVar[Aggregation]
         plan: ClassVar[TilePlan]

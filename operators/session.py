@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
-from streamml.contract import Context, KeyedOperator
-from streamml.errors import RecordError
+from streamml.contract import Context
 from streamml.operators.aggregates import Aggregate
 from streamml.operators.aggregation import Aggregation
+from streamml.operators.annotator import Annotator
 from streamml.operators.rows import checked_rows, columns, kept
 from streamml.operators.windows import positive_millis
 from streamml.records import Batch, Record
@@ -22,7 +22,7 @@ __all__ = ["Session"]
 _NONE: list[Any] = [MAX_TIME, MIN_TIME, None]
 
 
-class Session(KeyedOperator):
+class Session(Annotator):
     """Add aggregates of the key's current session as of each event, the event itself included.
 
     Events of a key that are less than `gap` apart belong to one session. An event that closes the gap between two
@@ -40,9 +40,6 @@ class Session(KeyedOperator):
     >>> [(e.n, e.idle_ms) for e in run([visits], [event("k", t="0s"), event("k", t="10m"), event("k", t="1h")]).main]
     [(1, -1.0), (2, 600000.0), (1, -1.0)]
     """
-
-    sides = ("late",)
-    rejects_rows = True
 
     gap: Duration = "30m"
     fields: Mapping[str, Aggregate] = dataclasses.field(default_factory=dict)
@@ -63,14 +60,6 @@ class Session(KeyedOperator):
         """Refuse a gap of zero."""
         positive_millis(self.gap, f"Session(name={self.name!r}, gap=)")
         object.__setattr__(self, "aggregation", Aggregation(self.fields))
-
-    def reads(self) -> tuple[str, ...]:
-        """Return the inputs of the aggregates."""
-        return self.aggregation.inputs
-
-    def adds(self) -> tuple[str, ...]:
-        """Return the names of the results."""
-        return self.aggregation.names
 
     def on_event(self, event: Record, ctx: Context) -> None:
         """Count the event and emit it with the results."""
@@ -94,7 +83,7 @@ class Session(KeyedOperator):
         for row, time, watermark, entry in zip(rows, batch.times, batch.watermarks, batch.entries or (), strict=True):
             number += 1
             if time < watermark - lateness or number in bad:
-                self._lose(batch.record(number), watermark, bad.get(number), ctx)
+                self._lose(batch.record(number), watermark, lateness, bad.get(number), ctx)
                 lost.append(number)
                 continue
             cell: Sessions | None = entry.cells[slot]
@@ -108,15 +97,6 @@ class Session(KeyedOperator):
             else:
                 results.append(cell.step(aggregation, gap, row, time, watermark - lateness - gap))
         return kept(batch, lost).with_fields(columns(aggregation, results))
-
-    def _lose(self, event: Record, watermark: int, error: RecordError | None, ctx: Context) -> None:
-        if event.timestamp < watermark - self.allowed_lateness or error is None:
-            ctx.late(event, watermark, self.allowed_lateness)
-        else:
-            ctx.reject(event, error)
-
-    if TYPE_CHECKING:
-        aggregation: ClassVar[Aggregation]
 
 
 def _wire(aggregation: Aggregation) -> Callable[[Sessions], list[Any]]:

@@ -157,7 +157,8 @@ class LocalEngine:
             self._storage = self._new_storage()
             opened.append(self._storage)
             self._open(opened)
-            return self._loop()
+            with _calm_collector():
+                return self._loop()
         finally:
             _close_all(opened)
 
@@ -249,6 +250,7 @@ class LocalEngine:
                 meter.read(mine)
                 if mine:
                     meter.batch(mine, time.perf_counter() - started)
+            self._follow(tag, source, now)
             if not got or turn % 16 == 0:
                 self._housekeeping(now)
             monotonic = time.monotonic()
@@ -269,15 +271,17 @@ class LocalEngine:
         problems = tuple(self._storage.restored.problems) if self._storage.restored else ()
         return RunResult(finished, meter.figures(), problems, dict(meter.side_counts), nothing_new)
 
+    def _follow(self, tag: str, source: Source, now: int) -> None:
+        """Take new partitions of a source into the watermark, and out of it those that have ended."""
+        ingest, names = self._ingest[tag], source.partitions()
+        alive = {ingest.partition(name) for name in names}
+        for name in self._tracker.partitions():
+            if name.startswith(f"{tag}/") and name not in alive:
+                self._tracker.finish(name)
+        ingest.follow(names, now)
+
     def _housekeeping(self, now: int) -> None:
-        """Do what is due although no records came: idle partitions, finished ones, processing-time timers."""
-        for tag, source in self._sources.items():
-            ingest = self._ingest[tag]
-            alive = {ingest.partition(name) for name in source.partitions()}
-            for name in self._tracker.partitions():
-                if name.startswith(f"{tag}/") and name not in alive:
-                    self._tracker.finish(name)
-            ingest.follow(source.partitions(), now)
+        """Do what is due although no records came: idle partitions, processing-time timers."""
         before = self._tracker.current
         if self._tracker.idle(now) > before:
             self._through(_tick(self._tracker.current), 0, now)

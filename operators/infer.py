@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streamml.contract import Context, Opening, Operator
@@ -102,7 +101,7 @@ class Infer(Operator):
     def on_batch(self, batch: Batch, ctx: Context) -> Batch:
         """Score all rows; only those that fail are rejected."""
         rows = len(batch)
-        columns = [batch.column(name) if isinstance(name, str) else list(repeat(name, rows)) for name in self._inputs]
+        columns = [batch.column(name) if isinstance(name, str) else self._constant(name, rows) for name in self._inputs]
         try:
             scores = self._score(columns, rows)
         except Exception as exc:
@@ -116,7 +115,13 @@ class Infer(Operator):
         made.ids = [id + suffix for id in batch.ids]
         return made
 
-    def _score(self, columns: list[list[Any]], rows: int) -> dict[str, list[Any]]:
+    @staticmethod
+    def _constant(value: float, rows: int) -> Any:
+        import numpy as np
+
+        return np.full(rows, value)
+
+    def _score(self, columns: list[Any], rows: int) -> dict[str, list[Any]]:
         started = time.perf_counter()
         inputs = self._loaded.matrix(columns)
         if not self.missing:
@@ -148,9 +153,7 @@ class Infer(Operator):
                 )
                 raise RecordError(msg)
 
-    def _halve(
-        self, batch: Batch, columns: list[list[Any]], rows: list[int], error: Exception, ctx: Context
-    ) -> list[int]:
+    def _halve(self, batch: Batch, columns: list[Any], rows: list[int], error: Exception, ctx: Context) -> list[int]:
         """Find the rows that fail and reject them; return the others."""
         if len(rows) == 1:
             ctx.reject(batch.record(rows[0]), error, model_version=self._version)

@@ -104,7 +104,7 @@ class Ingest:
             keep = self._good_rows(chunk, values, rows, times, ids, bad, now)
             values, rows, times = [values[i] for i in keep], [rows[i] for i in keep], [times[i] for i in keep]
             ids = [ids[i] for i in keep] if ids is not None else None
-        names: list[str] = [f"{self._pipeline}/{id}" for id in ids] if ids is not None else []
+        names: list[str] = self._names(ids) if ids is not None else []
         marks: list[int] = []
         start = first = 0
         for partition, count in chunk.runs:
@@ -131,6 +131,12 @@ class Ingest:
             traces=[chunk.traces[row] for row in rows] if chunk.traces is not None else None,
         )
         return batch, [record for _, record in sorted(bad, key=itemgetter(0))]
+
+    def _names(self, ids: list[Any]) -> list[str]:
+        prefix = f"{self._pipeline}/"
+        if set(map(type, ids)) == {str}:
+            return list(map(prefix.__add__, ids))
+        return [f"{prefix}{id}" for id in ids]
 
     def _decode_each(self, chunk: Chunk, bad: list[tuple[int, dict[str, Any]]]) -> tuple[list[Any], list[int]]:
         decode, schema = self._decode, self.spec.schema

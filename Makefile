@@ -38,7 +38,7 @@ run: $(RUN_STAMP) ## Run the payments job on a generated stream: no broker, no J
 # them at any time later, and elsewhere a warning is an error.
 test: lint compose-tool ## Everything that CI checks: lint, types, all tests
 	$(BIN)/pytest -m "not bench and not flink" $(ARGS)
-	$(BIN)/pytest -m flink -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
+	$(BIN)/pytest -m "flink and not bench" -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
 test-fast: $(STAMP) ## The tests without the slow ones, in under 90 seconds
 	$(BIN)/pytest -m "$(FAST)" $(ARGS)

@@ -102,6 +102,8 @@ def execute(
             view.say(f"metrics at {stack.enter_context(serving(meter, metrics))}")
         if resumed is not None:
             view.say(f"going on from checkpoint {resumed} in {options.state_dir}")
+        if sink.decides and options.state_dir is None:
+            view.say("state is in memory only: after a crash records may come twice; pass --state-dir for exactly once")
         stack.enter_context(view)
         result = engine.run()
         view.finish(result.figures)

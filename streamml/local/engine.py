@@ -256,7 +256,7 @@ class LocalEngine:
             monotonic = time.monotonic()
             if monotonic >= next_checkpoint:
                 self._checkpoint(finished=False)
-                next_checkpoint = time.monotonic() + interval
+                next_checkpoint = max(next_checkpoint + interval, time.monotonic())
             if monotonic >= next_progress:
                 self._report()
                 next_progress = monotonic + 0.1

@@ -12,6 +12,8 @@ import pytest
 
 from streamml.jobs.payments_demo import auc
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_payments_demo_scores_its_stream_again_and_again(cli: Any, home: Path) -> None:
     pytest.importorskip("onnxruntime")

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 RUN = ("run", "clicks.py", "--source", "file:in.jsonl", "--sink", "file:out.jsonl", "--state-dir", "st")
 SLOW = (*RUN, "--batch-size", "20", "--checkpoint-interval", "50ms", "--param", "pause=0.003")
 

@@ -11,6 +11,8 @@ import pytest
 from streamml.state.rows import key_in
 from streamml.state.table import encode_key
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def state(cli: Any, home: Path, stream: list[str]) -> Path:

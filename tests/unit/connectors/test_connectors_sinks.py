@@ -101,6 +101,7 @@ def forked(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sink_killed_after_any_step_holds_the_committed_prefix_and_in_the_end_every_row_once(
     tmp_path: Path, kind: str

@@ -6,6 +6,8 @@ from scipy.stats import binom, chi2
 
 from streamml.drift import Profile, Verdict, compare, psi, psi_threshold
 
+pytestmark = pytest.mark.slow
+
 REPEATS = 2000
 RATE = 0.05
 

@@ -27,6 +27,8 @@ from streamml.operators import (
 )
 from streamml.state import ListState, ValueState
 
+pytestmark = pytest.mark.slow
+
 
 class Payment(sml.Event, id="tx_id", key="card_id", time="ts"):
     tx_id: str

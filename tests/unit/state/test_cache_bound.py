@@ -31,6 +31,7 @@ def large(number: int) -> list[Any]:
     return [ListCell([float(number + i) for i in range(60)], [1_000_000 + number + i for i in range(60)])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("state", "cells"), [(ValueState(int, 0), small), (ListState(float), large)])
 def test_the_cache_takes_about_its_bound(state: Any, cells: Any) -> None:
     bound = 8 * MB

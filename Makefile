@@ -34,11 +34,12 @@ setup: $(STAMP) ## Create .venv and install streamml with what development needs
 run: $(RUN_STAMP) ## Run the payments job on a generated stream: no broker, no JVM
 	$(RUN)
 
-# Flink's tests run in a process of their own: PyFlink's client leaves sockets to the garbage collector, which warns about
-# them at any time later, and elsewhere a warning is an error.
+# The tests of Kafka and Flink run in a process of their own: kafka-python and PyFlink leave sockets to the garbage collector,
+# which warns about them at any time later, and elsewhere a warning is an error.
+ENGINES := (flink or kafka) and not bench
 test: lint compose-tool ## Everything that CI checks: lint, types, all tests
-	$(BIN)/pytest -m "not bench and not flink" $(ARGS)
-	$(BIN)/pytest -m "flink and not bench" -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
+	$(BIN)/pytest -m "not ($(ENGINES)) and not bench" $(ARGS)
+	$(BIN)/pytest -m "$(ENGINES)" -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
 test-fast: $(STAMP) ## The tests without the slow ones, in under 90 seconds
 	$(BIN)/pytest -m "$(FAST)" $(ARGS)

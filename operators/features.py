@@ -90,9 +90,8 @@ class Features(Annotator):
             cell: Tiles | None = entry.cells[slot]
             if cell is None:
                 cell = entry.cells[slot] = plan.new()
-            if (
-                cell.closed is None and cell.start <= time < cell.stop
-            ):  # the common case of `Tiles.step`, without the call
+            # The common case of `Tiles.step`, without the call.
+            if cell.closed is None and cell.start <= time < cell.stop:
                 results.append(step(cell.newest, row, time, cell.low, cell.high))
             else:
                 results.append(cell.step(plan, row, time, watermark))

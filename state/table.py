@@ -53,7 +53,7 @@ def key_group(key_bytes: bytes, groups: int) -> int:
 class Entry:
     """The states of one key: one cell for each slot, None where there is nothing."""
 
-    __slots__ = ("cells", "dirty", "key", "key_bytes", "route", "stored", "table", "used")
+    __slots__ = ("cells", "dirty", "key", "key_bytes", "stored", "table", "used")
 
     def __init__(self, table: StateTable, key: Any, key_bytes: bytes, cells: list[Any]) -> None:
         self.table = table

@@ -51,8 +51,8 @@ class Operator:
     2. for each micro-batch, in order of arrival: `on_batch(batch, ctx)` once if the class defines it, else
        `on_event(event, ctx)` for each row. Timers that the watermark has reached fire before the first row that
        arrived after it.
-    3. `on_timer(timer, ctx)` for each timer that is due, in order of time (only operators that define it may set
-    timers). 4. `close()`, once.
+    3. `on_timer(timer, ctx)` for each timer that is due, in order of time. Only operators that define it set timers.
+    4. `close()`, once.
 
     `on_batch` must give what the loop of `on_event` gives. A row whose `on_event` raises goes to the side output
     `rejected`; what it emitted and wrote through handles is taken back.

@@ -60,7 +60,6 @@ class Ingest:
         self._time_of: Callable[[Any], Any] = attrgetter(self._roles.time or "")
         self._id_of: Callable[[Any], Any] | None = attrgetter(self._roles.id) if self._roles.id else None
         self._millis = self._roles.millis()
-        self._followed: set[str] = set()
 
     def partition(self, name: str) -> str:
         """Return the tracker's name for a partition of this source."""
@@ -116,9 +115,7 @@ class Ingest:
             if watermarks is not None:
                 marks += [watermarks[row] for row in rows[first:stop]]
             else:
-                if name not in self._followed:
-                    self.follow([partition], now)
-                    self._followed.add(name)
+                self.follow([partition], now)
                 marks += self._tracker.observe(name, times[first:stop], now)
             first = stop
         batch = Batch(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streamml.contract import Context, Opening, Operator
-from streamml.errors import ModelError, PlanError, RecordError
+from streamml.errors import PlanError
+from streamml.operators.fallback import LastValue, chain
 from streamml.records import Batch, Record
+from streamml.state import ValueState
+from streamml.state.descriptors import State
+from streamml.times import Duration
 
 if TYPE_CHECKING:
-    from streamml.models import LoadedModel
+    from streamml.models.breaker import Breaker
+    from streamml.operators.scoring import Scoring
 
 __all__ = ["Infer"]
 
@@ -20,29 +23,56 @@ __all__ = ["Infer"]
 class Infer(Operator):
     """Score events with a model, the rows of a micro-batch at once, whatever their keys.
 
+    With a reference such as `fraud@prod` the version is the one in force **at the event's time**: champion, canary or
+    variant by a sticky share of the keys. Promoting, canarying and rolling back need no restart, and a replay scores
+    with the versions of that time. Shadows score as well, into the side output `shadow`. A canary that crosses its
+    guard's limits is rolled back by the job itself, which says so in the side output `rollout`.
+
     A row that the model can't take (a missing value, a wrong type) or on which it fails is found by halving the
-    batch, and goes to `rejected` with the model's version; the others are scored. Adds the outputs and
-    `model_version`; the record's id gets the version too.
+    batch, and goes to `rejected` with the model's version; the others are scored. A row on which a canary fails is
+    scored by the champion. Where there is a fallback, rows that the model failed on or was late for take that.
+
+    Adds the outputs, `model_version`, and with a fallback `degraded`: None, or why the fallback was taken
+    (`error`, `deadline`, `breaker`). The record's id gets the version too.
 
     Args:
-        model: a bundle folder, an `.onnx` file, or the name of a bundle in the job's model folders (`fraud`,
-            `fraud:2`, `fraud@prod`).
+        model: the name of a model in the job's registries (`fraud@prod`, `fraud`, `fraud:2`), a bundle folder, or an
+            `.onnx` file.
         inputs: the model's features in order: names of fields, or numbers for constants. Left out: the features that
             the bundle names.
         outputs: for each field to add, which output of the model it is: its name or its number.
         missing: let None through as NaN, for models that take missing values. Default: such rows are rejected.
+        deadline: how long a micro-batch may take here, in processing time; what has no score by then takes the
+            fallback. None waits for the model.
+        fallback: what stands in for a score: a model's reference, `LastValue(ttl)`, a constant, or several of these in
+            order. None rejects the row.
+        breaker: when to stop calling a model that keeps failing; None always calls it.
+        split_by: the field by which keys are dealt to canary and variants; empty takes the event's key, or its id
+            where there is none.
+        log_features: write each row's inputs and their hash to the side output `features`, for
+            `streamml models parity`.
+        price: price of an hour of one core, in any currency, for the metric of cost per prediction.
 
-    >>> score = Infer("fraud@prod", inputs=["amount"], outputs={"score": 0})
+    >>> score = Infer("fraud@prod", inputs=["amount"], outputs={"score": 0}, deadline="20ms", fallback=0.5)
     >>> score.name, list(score.adds())
-    ('fraud', ['score', 'model_version'])
+    ('fraud', ['score', 'model_version', 'degraded'])
     """
 
+    sides = ("features", "rollout", "shadow")
     rejects_rows = True
 
     model: str
     inputs: Sequence[str | float] = ()
     outputs: Mapping[str, int | str] | None = None
     missing: bool = False
+    deadline: Duration | None = None
+    fallback: Any = None
+    breaker: Breaker | None = None
+    split_by: str = ""
+    log_features: bool = False
+    price: float = 0.0
+
+    last = ValueState(list, ttl=lambda op: op.last_ttl)
 
     def default_name(self) -> str:
         """Return the model's name."""
@@ -50,148 +80,72 @@ class Infer(Operator):
         return stem.split("@")[0].split(":")[0].removesuffix(".onnx")
 
     def validate(self) -> None:
-        """Refuse no outputs at all."""
+        """Refuse no outputs at all, a deadline of nothing, and fallbacks that are none."""
         if self.outputs is not None and not self.outputs:
             msg = f"Infer({self.model!r}): outputs is empty; name at least one, such as outputs={{'score': 0}}"
             raise PlanError(msg)
+        if self.deadline == 0:
+            msg = f"Infer({self.model!r}): a deadline of 0 leaves no time for the model; leave it out, or give it some"
+            raise PlanError(msg)
+        self._set("chain", () if self.fallback is None else chain(self.fallback, list(self.wanted)))
+
+    @property
+    def wanted(self) -> Mapping[str, int | str]:
+        """The fields to add with the output that each is."""
+        return self.outputs or {"score": 0}
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the last value of each key is kept."""
+        return any(isinstance(step, LastValue) for step in self.chain)
+
+    @property
+    def last_ttl(self) -> int:
+        """How long the last value of a key may be used, in milliseconds."""
+        return next((int(step.ttl) for step in self.chain if isinstance(step, LastValue)), 0)  # type: ignore[call-overload]
+
+    def bound_states(self) -> dict[str, State[Any]]:
+        """Keep the last value of each key only where it is a fallback."""
+        return super().bound_states() if self.remembers else {}
 
     def reads(self) -> list[str]:
         """Return the input fields."""
-        return [name for name in self.inputs if isinstance(name, str)]
+        fields = [name for name in self.inputs if isinstance(name, str)]
+        return [*fields, self.split_by] if self.split_by else fields
 
     def adds(self) -> list[str]:
         """Return the output fields."""
-        return [*(self.outputs or {"score": 0}), "model_version"]
+        return [*self.wanted, "model_version", *(["degraded"] if self.chain else [])]
 
     def open(self, opening: Opening) -> None:
-        """Load, check and warm up the model."""
-        from streamml.models import open_model, resolve
+        """Load, check and warm up the model, and follow its rollouts."""
+        from streamml.operators.scoring import Scoring
 
-        names = [name if isinstance(name, str) else None for name in self.inputs]
-        loaded = open_model(resolve(str(self.model), opening.models), names)
-        self._set("_loaded", loaded)
-        self._set("_inputs", tuple(self.inputs) or loaded.features)
-        self._set("_version", f"{loaded.name}:{loaded.version}")
-        self._set("_suffix", f"/{loaded.name}:{loaded.version}")
-        self._set(
-            "_outputs", {field: self._output(loaded, which) for field, which in (self.outputs or {"score": 0}).items()}
-        )
-        metrics = opening.metrics
-        self._set("_latency", metrics and metrics.histogram("streamml_model_latency_seconds", model=self._version))
-        self._set("_scored", metrics and metrics.counter("streamml_model_scored_total", model=self._version))
-        self._set("_errors", metrics and metrics.counter("streamml_model_errors_total", model=self._version))
+        self._set("_scoring", Scoring(self, opening))
 
     def close(self) -> None:
         """Release the model."""
-        if loaded := getattr(self, "_loaded", None):
-            loaded.close()
+        if scoring := getattr(self, "_scoring", None):
+            scoring.close()
 
     def models(self) -> tuple[str, ...]:
-        """Return the model's name and version."""
-        return (self._version,)
+        """Return the champion's name and version."""
+        return self._scoring.versions
 
     def on_event(self, event: Record, ctx: Context) -> None:
         """Score one event."""
-        columns = [[event[name]] if isinstance(name, str) else [name] for name in self._inputs]
-        scores = self._score(columns, 1)
-        made = event.with_fields(model_version=self._version, **{field: column[0] for field, column in scores.items()})
-        made.id += self._suffix
-        ctx.emit(made)
+        entries = None if ctx.entry is None else [ctx.entry]
+        made = self._scoring.run(Batch.of([event], [ctx.watermark], ctx.watermark, entries), ctx, self.last)
+        for row in range(len(made)):
+            ctx.emit(made.record(row))
 
     def on_batch(self, batch: Batch, ctx: Context) -> Batch:
         """Score all rows; only those that fail are rejected."""
-        rows = len(batch)
-        columns = [batch.column(name) if isinstance(name, str) else self._constant(name, rows) for name in self._inputs]
-        try:
-            scores = self._score(columns, rows)
-        except Exception as exc:
-            good = self._halve(batch, columns, list(range(rows)), exc, ctx)
-            batch, rows = batch.take(good), len(good)
-            if not good:
-                return batch
-            scores = self._score([[column[i] for i in good] for column in columns], rows)
-        suffix = self._suffix
-        made = batch.with_fields({**scores, "model_version": [self._version] * rows})
-        made.ids = [id + suffix for id in batch.ids]
-        return made
-
-    @staticmethod
-    def _constant(value: float, rows: int) -> Any:
-        import numpy as np
-
-        return np.full(rows, value)
-
-    def _score(self, columns: list[Any], rows: int) -> dict[str, list[Any]]:
-        started = time.perf_counter()
-        inputs = self._loaded.matrix(columns)
-        if not self.missing:
-            self._check_inputs(inputs)
-        found = self._loaded.predict(inputs, rows)
-        if self._latency:
-            self._latency.observe(time.perf_counter() - started)
-            self._scored.inc(rows)
-        scores = {field: found[output] for field, output in self._outputs.items()}
-        for field, column in scores.items():
-            if isinstance(column[0], float) and not math.isfinite(sum(column)):
-                odd = next((value for value in column if not math.isfinite(value)), math.inf)
-                msg = f"{self._version}: output {field!r} is {odd}"
-                raise ModelError(msg)
-        return scores
-
-    def _check_inputs(self, inputs: dict[str, Any]) -> None:
-        for spec in self._loaded.inputs:
-            array = inputs[spec.name]
-            if array.dtype.kind == "f" and array.sum() != array.sum():
-                missing = [
-                    f
-                    for f, column in zip(spec.features, array.reshape(len(array), -1).T, strict=True)
-                    if (column != column).any()
-                ]
-                msg = (
-                    f"{self._version}: input {', '.join(missing)} is missing; give it a value before this operator, "
-                    f"or pass missing=True if the model takes NaN"
-                )
-                raise RecordError(msg)
-
-    def _halve(self, batch: Batch, columns: list[Any], rows: list[int], error: Exception, ctx: Context) -> list[int]:
-        """Find the rows that fail and reject them; return the others."""
-        if len(rows) == 1:
-            ctx.reject(batch.record(rows[0]), error, model_version=self._version)
-            if self._errors:
-                self._errors.inc()
-            return []
-        good: list[int] = []
-        middle = len(rows) // 2
-        for part in (rows[:middle], rows[middle:]):
-            try:
-                self._score([[column[i] for i in part] for column in columns], len(part))
-            except Exception as exc:
-                good += self._halve(batch, columns, part, exc, ctx)
-            else:
-                good += part
-        return good
-
-    def _output(self, loaded: LoadedModel, which: int | str) -> str:
-        names = loaded.output_names
-        if isinstance(which, int) and -len(names) <= which < len(names):
-            return names[which]
-        if which in names:
-            return str(which)
-        msg = (
-            f"Infer({self.model!r}): the model has no output {which!r}; it has {', '.join(names)} (or 0 to "
-            f"{len(names) - 1})"
-        )
-        raise PlanError(msg)
+        return self._scoring.run(batch, ctx, self.last)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     if TYPE_CHECKING:
-        _loaded: ClassVar[LoadedModel]
-        _inputs: ClassVar[tuple[str | float, ...]]
-        _version: ClassVar[str]
-        _suffix: ClassVar[str]
-        _outputs: ClassVar[dict[str, str]]
-        _latency: ClassVar[Any]
-        _scored: ClassVar[Any]
-        _errors: ClassVar[Any]
+        chain: ClassVar[tuple[str | LastValue | dict[str, Any], ...]]
+        _scoring: ClassVar[Scoring]

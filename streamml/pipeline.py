@@ -172,7 +172,7 @@ class Pipeline:
             )
             raise PlanError(msg)
         stage = self.stages[-1]
-        if (operator.keyed or operator.states()) and stage.selector is None:
+        if (operator.keyed or operator.bound_states()) and stage.selector is None:
             msg = (
                 f"pipeline {self.name!r}: {type(operator).__name__} needs a key; call key_by(field) before "
                 f"then({operator.name})"

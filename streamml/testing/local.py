@@ -68,6 +68,7 @@ class MemoryStorage:
     """State and checkpoints of one run in memory, in place of the engine's `Storage`; `kept` outlives the run."""
 
     restored = None
+    checkpoints = None
 
     def __init__(self, kept: dict[str, Any]) -> None:
         self._kept = kept

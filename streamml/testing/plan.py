@@ -78,7 +78,7 @@ def _of_operators(operators: Sequence[Operator], script: Script) -> Pipeline:
     pipeline = Pipeline("script", key_groups=_GROUPS, max_future=_FOR_EVER)
     for tag in script.sources:
         pipeline = pipeline.source(tag, Scripted)
-    if any(isinstance(op, Operator) and (op.keyed or op.states()) for op in operators):
+    if any(isinstance(op, Operator) and (op.keyed or op.bound_states()) for op in operators):
         pipeline = pipeline.key_by("script_key")
     pipeline = pipeline.then(_Unpack(name="script"))
     for operator in operators:

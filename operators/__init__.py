@@ -1,5 +1,6 @@
 """The operators, one per file."""
 
+from streamml.models.breaker import Breaker
 from streamml.operators.aggregates import (
     Aggregate,
     count,
@@ -17,6 +18,7 @@ from streamml.operators.aggregates import (
 )
 from streamml.operators.dedupe import Dedupe
 from streamml.operators.drift_monitor import DriftMonitor
+from streamml.operators.fallback import LastValue
 from streamml.operators.features import Features
 from streamml.operators.filter import Filter
 from streamml.operators.flat_map import FlatMap
@@ -28,12 +30,14 @@ from streamml.operators.windows import all_time, session, sliding, trailing, tum
 
 __all__ = [
     "Aggregate",
+    "Breaker",
     "Dedupe",
     "DriftMonitor",
     "Features",
     "Filter",
     "FlatMap",
     "Infer",
+    "LastValue",
     "Map",
     "Session",
     "Window",

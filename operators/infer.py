@@ -10,7 +10,7 @@ from streamml.errors import PlanError
 from streamml.operators.fallback import LastValue, chain
 from streamml.records import Batch, Record
 from streamml.state import ValueState
-from streamml.state.descriptors import State
+from streamml.state.descriptors import State, ValueHandle
 from streamml.times import Duration
 
 if TYPE_CHECKING:
@@ -135,13 +135,17 @@ class Infer(Operator):
     def on_event(self, event: Record, ctx: Context) -> None:
         """Score one event."""
         entries = None if ctx.entry is None else [ctx.entry]
-        made = self._scoring.run(Batch.of([event], [ctx.watermark], ctx.watermark, entries), ctx, self.last)
+        made = self._scoring.run(Batch.of([event], [ctx.watermark], ctx.watermark, entries), ctx, self._last)
         for row in range(len(made)):
             ctx.emit(made.record(row))
 
     def on_batch(self, batch: Batch, ctx: Context) -> Batch:
         """Score all rows; only those that fail are rejected."""
-        return self._scoring.run(batch, ctx, self.last)
+        return self._scoring.run(batch, ctx, self._last)
+
+    @property
+    def _last(self) -> ValueHandle[list[Any]] | None:
+        return self.last if self.remembers else None
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -22,7 +22,6 @@ class Scores:
         versions: for each row the version that scored it, or failed on it last.
         failures: for each row without a score, the error.
         degraded: for each row that took a fallback, why.
-        waiting: rows that take the last value of their key.
     """
 
     def __init__(self, rows: int, fields: Iterable[str]) -> None:
@@ -32,7 +31,6 @@ class Scores:
         self.columns: dict[str, list[Any]] = {}
         self.failures: dict[int, Failure] = {}
         self.degraded: dict[int, str] = {}
-        self.waiting: dict[int, str] = {}
         self._versions: list[str] = []
 
     @property

@@ -87,8 +87,8 @@ class Scoring:
                     scorer.version, self._ask(scorer, batch, everything, ctx, until), batch, everything, scores, ctx
                 )
         if scores.failures and infer.chain:
-            self._fall_back(batch, scores, ctx)
-        if infer.remembers:
+            self._fall_back(batch, scores, ctx, last)
+        elif last is not None:
             _remember(batch, scores, ctx, last)
         made = scores.finish(batch, ctx, degraded=bool(infer.chain))
         if infer.log_features:
@@ -172,13 +172,12 @@ class Scoring:
                 total = len(parts.get(rollout.champion) or ())
                 self._rivals.watch(rollout, (_failed(own), total), outcomes[version], again)
 
-    def _fall_back(self, batch: Batch, scores: Scores, ctx: Context) -> None:
+    def _fall_back(self, batch: Batch, scores: Scores, ctx: Context, last: Any) -> None:
         """Go through the fallbacks until every row that the model failed on has a score."""
         for step in self._infer.chain:
             rows = [row for row, failure in scores.failures.items() if failure.reason != "input"]
-            rows = [row for row in rows if row not in scores.waiting]
             if isinstance(step, LastValue):
-                scores.waiting.update({row: scores.failures[row].reason for row in rows})
+                _remember(batch, scores, ctx, last)
             elif isinstance(step, dict):
                 for row in rows:
                     scores.set(row, "constant", step.values(), scores.failures[row].reason)
@@ -263,11 +262,11 @@ def _failed(outcome: Outcome | None) -> int:
 
 
 def _remember(batch: Batch, scores: Scores, ctx: Context, last: Any) -> None:
-    """Go through the rows in order: keep what the model gave, and give it where a row waits for it."""
+    """Go through the rows in order: keep what the model gave a key, and give it where the model failed."""
     for row, entry in enumerate(batch.entries or ()):
         ctx.at(entry, None, batch.keys[row], batch.times[row], batch.watermarks[row])
-        if row in scores.waiting:
-            if (kept := last.get()) is not None:
-                scores.set(row, kept[0], kept[1:], scores.waiting[row])
-        elif row not in scores.failures and row not in scores.degraded:
+        failure = scores.failures.get(row)
+        if failure is None and row not in scores.degraded:
             last.set([scores.versions[row], *(column[row] for column in scores.columns.values())])
+        elif failure is not None and failure.reason != "input" and (kept := last.get()) is not None:
+            scores.set(row, kept[0], kept[1:], failure.reason)

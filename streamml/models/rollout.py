@@ -72,6 +72,7 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         at: wall clock in milliseconds at which it was written.
         who: who wrote it.
         why: the reason given.
+        refused: number of the rollout that a `refuse` takes back, as if it had never been; else 0.
         previous: SHA-256 of the record before it, so that a changed or missing record is found.
     """
 
@@ -86,6 +87,7 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     at: int = 0
     who: str = ""
     why: str = ""
+    refused: int = 0
     previous: str = ""
 
     @property
@@ -144,11 +146,21 @@ class History:
 
     >>> History([rollout(1, 0, 1), rollout(2, 500, 2), rollout(3, 400, 1)]).at(600).champion
     1
+
+    A refusal takes back one record and nothing else:
+
+    >>> refusal = Rollout(number=4, alias="prod", action="refuse", effective=500, champion=1, refused=2)
+    >>> History([rollout(1, 0, 1), rollout(2, 500, 2), rollout(3, 900, 3), refusal]).at(600).champion
+    1
     """
 
     def __init__(self, rollouts: Iterable[Rollout]) -> None:
         spans: list[Rollout] = []
-        for rollout in sorted(rollouts, key=lambda r: r.number):
+        written = sorted(rollouts, key=lambda r: r.number)
+        void = {rollout.refused for rollout in written if rollout.refused}
+        for rollout in written:
+            if rollout.refused or rollout.number in void:
+                continue
             while spans and spans[-1].effective >= rollout.effective:
                 spans.pop()
             spans.append(rollout)

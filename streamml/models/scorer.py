@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Failure", "Outcome", "Scorer"]
 
-_GIVE_UP = 16
+_GIVE_UP = 8
 """Rows that fail one by one without any that succeeds, after which the model, not the rows, is held to be at fault."""
 
 

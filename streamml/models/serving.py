@@ -10,9 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from streamml.errors import ModelError
 from streamml.models.loaded import LoadedModel
-from streamml.models.registry import Registry
+from streamml.models.registry import Conflict, Registry
 from streamml.models.rollout import History, Rollout
 from streamml.times import MAX_TIME, MIN_TIME
 
@@ -160,9 +162,10 @@ class Serving:
         if self._rollbacks:
             self._rollbacks.inc()
         effective = self._newest + self._lead
-        ended = {"action": "rollback", "champion": rollout.champion, "shadows": rollout.shadows}
-        self._tell(ended, rollout.canary, effective, why)
-        self._tasks.put(lambda: self._record(ended, rollout, effective, why))
+        left = tuple(split for split in rollout.splits if split.role != "canary")
+        then = msgspec.structs.replace(rollout, splits=left, guard=None)
+        self._tell("rollback", then, tuple({*rollout.versions} - {*then.versions}), effective, why)
+        self._tasks.put(lambda: self._append("rollback", then, rollout, effective, why))
 
     def news(self) -> list[dict[str, Any]]:
         """Return what happened since the last call: refusals and rollbacks, for a side output."""
@@ -244,7 +247,7 @@ class Serving:
 
     def _refuse(self, rollout: Rollout, error: ModelError) -> History:
         """Do without a rollout, and say so in the history; returns the history without it."""
-        _log.error("model %s: %s %d refused: %s", self.name, rollout.action, rollout.champion, error)
+        _log.error("model %s: %s of %d refused: %s", self.name, rollout.action, rollout.champion, error)
         self._refused.add(rollout.number)
         rest = [r for r in self.history.spans if r.number not in self._refused]
         if not rest or self._registry is None:
@@ -253,26 +256,30 @@ class Serving:
             self._refusals.inc()
         self.history = History(rest)
         before = self.history.at(rollout.effective)
-        same = {"action": "refuse", "champion": before.champion, "splits": before.splits, "shadows": before.shadows,
-                "guard": before.guard}  # fmt: skip
-        self._tell(same, rollout.champion, rollout.effective, str(error))
-        self._tasks.put(lambda: self._record(same, rollout, rollout.effective, str(error)))
+        self._tell("refuse", before, rollout.versions, rollout.effective, str(error))
+        self._tasks.put(lambda: self._append("refuse", before, rollout, rollout.effective, str(error)))
         return self.history
 
-    def _record(self, fields: dict[str, Any], against: Rollout, effective: int, why: str) -> None:
-        """Append to the history, unless another worker has done so already."""
+    def _append(self, action: str, then: Rollout, against: Rollout, effective: int, why: str) -> None:
+        """Append to the history what another worker has not yet written against the same rollout."""
         assert self._registry is not None
-        later = [r for r in self._registry.records(self.name) if r.alias == self.alias and r.number > against.number]
-        if not any(r.action == fields["action"] for r in later):
-            self._registry.append(
-                self.name, self.alias, fields["action"], effective=effective, champion=fields["champion"],
-                splits=fields.get("splits", ()), shadows=fields.get("shadows", ()), guard=fields.get("guard"),
-                who=self._who, why=why, at=int(time.time() * 1000),
-            )  # fmt: skip
+        while True:
+            records = self._registry.records(self.name)
+            if any(r.action == action and r.alias == self.alias and r.number > against.number for r in records):
+                break
+            try:
+                self._registry.append(
+                    self.name, self.alias, action, effective=effective, champion=then.champion, splits=then.splits,
+                    shadows=then.shadows, guard=then.guard, who=self._who, why=why, at=int(time.time() * 1000),
+                    refused=against.number if action == "refuse" else 0, after=len(records),
+                )  # fmt: skip
+            except Conflict:
+                continue
+            break
         self._look()
 
-    def _tell(self, fields: dict[str, Any], version: int | None, effective: int, why: str) -> None:
+    def _tell(self, action: str, then: Rollout, versions: tuple[int, ...], effective: int, why: str) -> None:
         self._news.put(
-            {"model": self.name, "alias": self.alias, "action": fields["action"], "version": version,
-             "champion": fields["champion"], "effective": effective, "why": why}
+            {"model": self.name, "alias": self.alias, "action": action, "versions": list(versions),
+             "champion": then.champion, "effective": effective, "why": why}
         )  # fmt: skip

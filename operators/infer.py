@@ -39,7 +39,8 @@ class Infer(Operator):
         model: the name of a model in the job's registries (`fraud@prod`, `fraud`, `fraud:2`), a bundle folder, or an
             `.onnx` file.
         inputs: the model's features in order: names of fields, or numbers for constants. Left out: the features that
-            the bundle names.
+            the bundle names. For a model whose inputs are arrays: for each input the field that holds its array (or
+            list), or a number.
         outputs: for each field to add, which output of the model it is: its name or its number.
         missing: let None through as NaN, for models that take missing values. Default: such rows are rejected.
         deadline: how long a micro-batch may take here, in processing time; what has no score by then takes the
@@ -49,6 +50,9 @@ class Infer(Operator):
         breaker: when to stop calling a model that keeps failing; None always calls it.
         split_by: the field by which keys are dealt to canary and variants; empty takes the event's key, or its id
             where there is none.
+        buckets: lengths to which rows are padded, for inputs of any length (text, audio): rows of about the same length
+            are scored together, and a row's score does not depend on its neighbours.
+        lengths: the model's input that takes the rows' own lengths.
         log_features: write each row's inputs and their hash to the side output `features`, for
             `streamml models parity`.
         price: price of an hour of one core, in any currency, for the metric of cost per prediction.
@@ -62,13 +66,15 @@ class Infer(Operator):
     rejects_rows = True
 
     model: str
-    inputs: Sequence[str | float] = ()
+    inputs: Sequence[str | float] | Mapping[str, str | float] = ()
     outputs: Mapping[str, int | str] | None = None
     missing: bool = False
     deadline: Duration | None = None
     fallback: Any = None
     breaker: Breaker | None = None
     split_by: str = ""
+    buckets: Sequence[int] = ()
+    lengths: str = ""
     log_features: bool = False
     price: float = 0.0
 
@@ -110,7 +116,8 @@ class Infer(Operator):
 
     def reads(self) -> list[str]:
         """Return the input fields."""
-        fields = [name for name in self.inputs if isinstance(name, str)]
+        named = self.inputs.values() if isinstance(self.inputs, Mapping) else self.inputs
+        fields = [name for name in named if isinstance(name, str)]
         return [*fields, self.split_by] if self.split_by else fields
 
     def adds(self) -> list[str]:

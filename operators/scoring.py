@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,12 @@ class Scoring:
     def __init__(self, infer: Infer, opening: Opening) -> None:
         self._infer = infer
         self._metrics = opening.metrics
-        self._names = [name if isinstance(name, str) else None for name in infer.inputs]
+        named = () if isinstance(infer.inputs, Mapping) else infer.inputs
+        names = [name if isinstance(name, str) else None for name in named]
         self._deadline = inf if infer.deadline is None else int(infer.deadline) / 1000  # type: ignore[call-overload]
         self._deadlines = None if infer.deadline is None else Deadlines()
         who = f"{opening.pipeline}/{infer.name}"
-        self._serving = serve(infer.model, opening.models, self._names, who=who, metrics=opening.metrics)
+        self._serving = serve(infer.model, opening.models, names, who=who, metrics=opening.metrics)
         try:
             self._others = {
                 step: serve(step, opening.models, who=who, metrics=opening.metrics)
@@ -219,6 +221,8 @@ class Scoring:
                 breaker=BreakerState(infer.breaker) if infer.breaker is not None and main else None,
                 metrics=self._metrics,
                 price=infer.price / 3600,
+                buckets=infer.buckets if main else (),
+                lengths=infer.lengths if main else "",
             )
             self._scorers[serving.name, version] = found
         return found

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from streamml.errors import ModelError, PlanError, RecordError
+from streamml.models.batching import Chunks
 from streamml.models.breaker import BreakerState
 from streamml.models.deadline import DeadlineError, Deadlines
 from streamml.models.loaded import LoadedModel
+from streamml.models.tensors import Tensors
 
 if TYPE_CHECKING:
     from streamml.models.signature import Array
@@ -61,19 +63,22 @@ class Scorer:
 
     Args:
         model: the version.
-        inputs: names of fields and constants in the order of the model's features; empty takes the bundle's.
+        inputs: names of fields and constants in the order of the model's features, empty takes the bundle's; or for
+            each of the model's inputs the field that holds its array.
         outputs: for each field to add, the output: its name or its number.
         missing: let NaN through.
         deadlines: makes calls with a deadline; None makes them directly.
         breaker: the breaker of this version.
         metrics: the job's metrics.
         price: price of a CPU second, for the cost per prediction.
+        buckets: lengths to pad to, where `inputs` are arrays of any length.
+        lengths: the model's input that takes the rows' own lengths.
     """
 
     def __init__(
         self,
         model: LoadedModel,
-        inputs: Sequence[str | float],
+        inputs: Sequence[str | float] | Mapping[str, str | float],
         outputs: Mapping[str, int | str],
         *,
         missing: bool = False,
@@ -81,10 +86,17 @@ class Scorer:
         breaker: BreakerState | None = None,
         metrics: Metrics | None = None,
         price: float = 0.0,
+        buckets: Sequence[int] = (),
+        lengths: str = "",
     ) -> None:
         self.model = model
         self.version = f"{model.name}:{model.version}"
+        self._tensors = None
+        if isinstance(inputs, Mapping):
+            self._tensors = Tensors(model, tuple(inputs), buckets, lengths)
+            inputs = tuple(inputs.values())
         self.inputs = tuple(inputs) or model.features
+        self._chunks = Chunks()
         self.fields = tuple(f for f in self.inputs if isinstance(f, str))
         self.outputs = {name: _output(model, which) for name, which in outputs.items()}
         self._seconds = 0.0
@@ -106,6 +118,8 @@ class Scorer:
             until: deadline as `time.perf_counter()` tells it; infinite for none.
         """
         failures: dict[int, Failure] = {}
+        if self._tensors is not None:
+            return self._score_tensors(self._tensors, columns, rows, failures, now, until)
         try:
             inputs = self.model.matrix(columns)
         except Exception as exc:
@@ -133,6 +147,28 @@ class Scorer:
         found = self._guarded(inputs, good, failures, now, until)
         return self._outcome(rows, good, found, failures)
 
+    def _score_tensors(
+        self,
+        tensors: Tensors,
+        columns: list[Any],
+        rows: int,
+        failures: dict[int, Failure],
+        now: int,
+        until: float,
+    ) -> Outcome:
+        groups, bad = tensors.groups(columns, rows)
+        failures |= {row: Failure("input", error) for row, error in bad.items()}
+        places: list[int] = []
+        found: dict[str, list[Any]] = {output: [] for output in self.outputs.values()}
+        for part, inputs in groups:
+            some = self._guarded(inputs, part, failures, now, until)
+            places += part
+            for output, column in found.items():
+                column += some.get(output, [])
+        order = sorted(range(len(places)), key=places.__getitem__)
+        ordered = {output: [column[at] for at in order] for output, column in found.items()}
+        return self._outcome(rows, sorted(places), ordered, failures)
+
     def _guarded(
         self, inputs: dict[str, Array], rows: list[int], failures: dict[int, Failure], now: int, until: float
     ) -> dict[str, list[Any]]:
@@ -144,7 +180,7 @@ class Scorer:
         at = 0
         while at < upto:
             part = rows[at:upto]
-            sent = {name: a[at:upto] for name, a in inputs.items()}
+            sent = {name: a[at:upto] if a.ndim else a for name, a in inputs.items()}
             before = len(failures)
             try:
                 some = self._call(sent, len(part), until)
@@ -170,7 +206,8 @@ class Scorer:
 
         def work() -> _Call:
             cpu = time.thread_time()
-            found = self.model.predict(inputs, rows)
+            parts = self._chunks.run(rows, lambda start, stop: self._predict(inputs, rows, start, stop))
+            found = parts[0] if len(parts) == 1 else {n: [v for p in parts for v in p[n]] for n in parts[0]}
             return _Call(found, time.thread_time() - cpu)
 
         if self._deadlines is None:
@@ -189,6 +226,11 @@ class Scorer:
             self._metrics.call(rows, took, done.cpu, self._price * self._cpu_used / self._rows_scored)
         return done.found
 
+    def _predict(self, inputs: dict[str, Array], rows: int, start: int, stop: int) -> dict[str, list[Any]]:
+        if stop - start < rows:
+            inputs = {name: array[start:stop] if array.ndim else array for name, array in inputs.items()}
+        return self.model.predict(inputs, stop - start)
+
     def _rescue(
         self,
         inputs: dict[str, Array],
@@ -202,7 +244,8 @@ class Scorer:
         places = list(range(len(rows)))
 
         def attempt(part: list[int]) -> None:
-            found = self._call({name: a[part] for name, a in inputs.items()}, len(part), until)
+            picked = {name: a[part] if a.ndim else a for name, a in inputs.items()}
+            found = self._call(picked, len(part), until)
             parts.update({place: (found, i) for i, place in enumerate(part)})
 
         bad: dict[int, Failure] = {}

@@ -23,6 +23,7 @@ from streamml.operators.features import Features
 from streamml.operators.filter import Filter
 from streamml.operators.flat_map import FlatMap
 from streamml.operators.infer import Infer
+from streamml.operators.infer_sequence import InferSequence
 from streamml.operators.map import Map
 from streamml.operators.session import Session
 from streamml.operators.window import Window
@@ -37,6 +38,7 @@ __all__ = [
     "Filter",
     "FlatMap",
     "Infer",
+    "InferSequence",
     "LastValue",
     "Map",
     "Session",

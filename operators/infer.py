@@ -108,7 +108,7 @@ class Infer(Operator):
     @property
     def last_ttl(self) -> int:
         """How long the last value of a key may be used, in milliseconds."""
-        return next((int(step.ttl) for step in self.chain if isinstance(step, LastValue)), 0)  # type: ignore[call-overload]
+        return next((int(step.ttl) for step in self.chain if isinstance(step, LastValue)), 0)
 
     def bound_states(self) -> dict[str, State[Any]]:
         """Keep the last value of each key only where it is a fallback."""

@@ -39,7 +39,7 @@ class Scoring:
         self._metrics = opening.metrics
         named = () if isinstance(infer.inputs, Mapping) else infer.inputs
         names = [name if isinstance(name, str) else None for name in named]
-        self._deadline = inf if infer.deadline is None else int(infer.deadline) / 1000  # type: ignore[call-overload]
+        self._deadline = inf if infer.deadline is None else int(infer.deadline) / 1000
         self._deadlines = None if infer.deadline is None else Deadlines()
         who = f"{opening.pipeline}/{infer.name}"
         self._serving = serve(infer.model, opening.models, names, who=who, metrics=opening.metrics)

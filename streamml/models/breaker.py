@@ -54,7 +54,7 @@ class BreakerState:
 
     def __init__(self, breaker: Breaker) -> None:
         self._share, self._count, self._probes = breaker.share, breaker.count, breaker.probes
-        self._pause, self._half = int(breaker.pause), max(int(breaker.window) // 2, 1)  # type: ignore[arg-type]
+        self._pause, self._half = int(breaker.pause), max(int(breaker.window) // 2, 1)
         self._halves = [[0, 0], [0, 0]]  # rows and failures of this half of the window, and of the one before
         self._since: int | None = None
         self._open_until: int | None = None

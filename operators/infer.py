@@ -55,6 +55,8 @@ class Infer(Operator):
         lengths: the model's input that takes the rows' own lengths.
         log_features: write each row's inputs and their hash to the side output `features`, for
             `streamml models parity`.
+        explain: write to the side output `attribution` by how much each feature moved each row's raw score, for linear
+            models and tree ensembles, against the bundle's golden rows.
         price: price of an hour of one core, in any currency, for the metric of cost per prediction.
 
     >>> score = Infer("fraud@prod", inputs=["amount"], outputs={"score": 0}, deadline="20ms", fallback=0.5)
@@ -62,7 +64,7 @@ class Infer(Operator):
     ('fraud', ['score', 'model_version', 'degraded'])
     """
 
-    sides = ("features", "rollout", "shadow")
+    sides = ("attribution", "features", "rollout", "shadow")
     rejects_rows = True
 
     model: str
@@ -76,6 +78,7 @@ class Infer(Operator):
     buckets: Sequence[int] = ()
     lengths: str = ""
     log_features: bool = False
+    explain: bool = False
     price: float = 0.0
 
     last = ValueState(list, ttl=lambda op: op.last_ttl)

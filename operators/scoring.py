@@ -9,6 +9,8 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from streamml.contract import Context, Opening
+from streamml.errors import ModelError
+from streamml.models.attribution import Attribution
 from streamml.models.breaker import BreakerState
 from streamml.models.deadline import Deadlines
 from streamml.models.rollout import Rollout, sticky
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from streamml.operators.infer import Infer
 
 __all__ = ["Scoring"]
+
+_KEPT = 4
+"""Versions of which the explanation is kept at hand."""
 
 
 class Scoring:
@@ -53,8 +58,11 @@ class Scoring:
             self._serving.close()
             raise
         self._scorers: dict[tuple[str, int], Scorer] = {}
+        self._attributions: dict[str, Attribution] = {}
         self._rivals = Rivals(self._serving, opening.metrics)
-        self._scorer(self._serving, self._serving.current.version)  # a wrong output is found at the start
+        champion = self._scorer(self._serving, self._serving.current.version)  # a wrong output is found at the start
+        if infer.explain:
+            self._attribution(champion)
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -95,6 +103,8 @@ class Scoring:
         made = scores.finish(batch, ctx, degraded=bool(infer.chain))
         if infer.log_features:
             self._log(batch, scores, ctx)
+        if infer.explain:
+            self._explain(batch, scores, ctx)
         for news in serving.news():
             ctx.side("rollout", news)
         serving.settle(newest, batch.watermarks[-1])
@@ -252,6 +262,33 @@ class Scoring:
                 version = scores.versions[row]
                 ctx.side(
                     "features", batch.record(row), model_version=version, features=features, hash=feature_hash(values)
+                )
+
+    def _attribution(self, scorer: Scorer) -> Attribution:
+        found = self._attributions.get(scorer.version)
+        if found is None:
+            self._attributions = {scorer.version: (found := Attribution(scorer.model)), **self._attributions}
+            while len(self._attributions) > _KEPT:
+                self._attributions.popitem()
+        return found
+
+    def _explain(self, batch: Batch, scores: Scores, ctx: Context) -> None:
+        """Write what moved each row's score to the side output `attribution`."""
+        by_version: dict[str, list[int]] = {}
+        for row, version in enumerate(scores.versions):
+            if row not in scores.failures and row not in scores.degraded:
+                by_version.setdefault(version, []).append(row)
+        for version, rows in by_version.items():
+            scorer = self._scorer(self._serving, int(version.rpartition(":")[2]))
+            try:
+                attribution = self._attribution(scorer)
+            except ModelError as exc:  # a later version, of a kind that can't be explained
+                ctx.side("attribution", batch.record(rows[0]), model_version=version, error=str(exc))
+                continue
+            contributions = attribution.contributions(self._columns(scorer, batch, rows))
+            for row, moved in zip(rows, contributions, strict=True):
+                ctx.side(
+                    "attribution", batch.record(row), model_version=version, base=attribution.base, contributions=moved
                 )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from streamml.contract import Context, KeyedOperator
 from streamml.errors import ModelError, PlanError
+from streamml.models import Bundle
 from streamml.models.loaded import LoadedModel
 from streamml.models.registry import Registry
 from streamml.models.rollout import Guard, Split, sticky
@@ -206,6 +209,23 @@ def test_features_are_logged_with_their_hash(registry: Registry, push: Roll) -> 
     (logged,) = result.side("features")
     assert (logged["features"], logged["model_version"]) == ({"x": 1.5}, "times:1")
     assert logged["hash"] == feature_hash([1.5])
+
+
+def test_what_moved_a_score_adds_up_to_it(tmp_path: Path) -> None:
+    skl2onnx = pytest.importorskip("skl2onnx")
+    from sklearn.linear_model import LinearRegression
+
+    rows = np.array([[0, 0], [1, 0], [0, 1], [3, 3]], np.float32)
+    fitted = LinearRegression().fit(rows, rows @ [2.0, -1.0] + 5)
+    model = tmp_path / "plane.onnx"
+    model.write_bytes(skl2onnx.to_onnx(fitted, rows[:1], target_opset=17).SerializeToString())
+    Bundle.write(tmp_path / "plane", model, name="plane", version=1, features=["a", "b"], golden={"X": rows})
+    infer = Infer(str(tmp_path / "plane"), outputs={"y": 0}, explain=True)
+    result = play([infer], [event("k", t="1s", a=4.0, b=1.0), event("k", t="2s", a=None, b=1.0)])
+    (said,) = result.side("attribution")
+    assert said["base"] == pytest.approx(6.0)  # the mean of 5, 7, 4 and 8
+    assert said["contributions"] == pytest.approx({"a": 2 * (4 - 1), "b": -1 * (1 - 1)}, abs=1e-5)
+    assert result.main[0].y == pytest.approx(12.0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # Extras of the development environment, with everything that the tests start for real; engines that are missing are skipped.
-EXTRAS ?= onnx,arrow,sketches,kafka,flink,dev
+EXTRAS ?= onnx,torch,arrow,sketches,kafka,flink,convert,signing,grpc,fsspec,dev
 # Extras and command of `make run`: Python is all it needs.
 RUN_EXTRAS ?= onnx
 RUN ?= $(BIN)/streamml run payments --demo

@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointError",
     "ConnectorError",
     "ModelError",
+    "ModelMemoryError",
     "PlanError",
     "RecordError",
     "StateError",
@@ -59,6 +60,10 @@ class ConnectorError(StreamMLError, RuntimeError):
 
 class ModelError(StreamMLError, RuntimeError):
     """Raised when a model bundle can't be loaded, fails its check, or does not fit its inputs."""
+
+
+class ModelMemoryError(ModelError):
+    """Raised when a batch needs more memory than there is; the same rows in smaller batches may fit."""
 
 
 class UnsupportedError(StreamMLError, NotImplementedError):

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from streamml.cli import doctor, flink, generate, jobs, kafka, run, state
+from streamml.cli import doctor, flink, generate, jobs, kafka, models, run, state
 from streamml.cli.errors import report
 from streamml.cli.exits import CODES_HELP, ExitCode, exit_code, reader_has_gone
 
@@ -29,6 +29,7 @@ jobs.register(app)
 flink.register(app)
 app.add_typer(generate.app, name="generate")
 app.add_typer(state.app, name="state")
+app.add_typer(models.app, name="models")
 app.add_typer(kafka.app, name="kafka")
 doctor.register(app)
 

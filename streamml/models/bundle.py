@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
+import msgspec
 
 from streamml.drift.profile import Profile, ProfileError
 from streamml.errors import ModelError
+from streamml.models.golden import GOLDEN, aligned, difference, read_golden, write_golden
 from streamml.models.manifest import BUNDLE_FORMAT, MANIFEST, Manifest, read_manifest, write_manifest
-from streamml.models.onnx_model import OnnxModel
-from streamml.models.runtime import ModelRuntime
-from streamml.models.signature import Array, listed, with_features
+from streamml.models.policy import Policy
+from streamml.models.runtime import ModelRuntime, RuntimeOptions
+from streamml.models.runtimes import files_of, make_runtime
+from streamml.models.signature import Array, TensorSpec, listed, specs_of, with_features
+from streamml.models.signing import SIGNATURE, Signature, check_signature, sign
 
 __all__ = ["Bundle"]
 
-_GOLDEN, _PROFILE = "golden.npz", "profile.json"
+_PROFILE = "profile.json"
 
 
 class Bundle:
@@ -70,19 +72,30 @@ class Bundle:
         profile: Profile | None = None,
         metadata: Mapping[str, Any] | None = None,
         tolerance: float = 1e-5,
+        inputs: Sequence[TensorSpec] = (),
+        outputs: Sequence[TensorSpec] = (),
+        runtime: str = "",
+        files: Sequence[str | Path] = (),
+        policy: Policy | None = None,
     ) -> Self:
-        """Make a bundle from a model file, which says its inputs and outputs and computes the golden outputs.
+        """Make a bundle from a model file, which computes the golden outputs; `package` makes one of more than that.
 
         Args:
             folder: where to write; must be absent or empty, since versions never change.
-            model: the `.onnx` file, copied into the folder.
+            model: the file of the model, or a description (see `streamml.models.describe`); it is copied into the
+                folder, and so are the files that a description names.
             name: name of the model, without `:`, `@` or a path.
             version: number of the version, 1 or more.
             features: features in the order of the matrix's columns, or of the inputs if each is one column.
             golden: inputs by name, some dozens of typical rows.
             profile: reference profile for drift.
-            metadata: whatever is worth knowing later; must be plain JSON.
+            metadata: lineage and whatever is worth knowing later; must be plain JSON, see `Manifest`.
             tolerance: largest difference of a golden output, absolute and relative to its size.
+            inputs: inputs, for a file that does not say them; else they are those of the golden rows.
+            outputs: outputs, for a file that does not say them; else they are those that it gives for the golden rows.
+            runtime: the runtime, where the file's ending does not say it.
+            files: more files that the model reads, such as weights that an ONNX graph keeps outside.
+            policy: which code may run; default: from the environment.
 
         Raises:
             ModelError: the folder is in use, or the features do not fit the model.
@@ -94,20 +107,25 @@ class Bundle:
         if folder.is_dir() and any(folder.iterdir()):
             msg = f"{title}: {folder} is not empty; a version never changes, so write the next one elsewhere"
             raise ModelError(msg)
-        runtime = _runtime(source)
-        runtime.load()
-        try:
-            inputs, outputs = with_features(title, runtime.inputs, features), tuple(runtime.outputs)
-            expected = runtime.predict(golden)
-        finally:
-            runtime.close()
-        folder.mkdir(parents=True, exist_ok=True)
         file = "model" + source.suffix
-        shutil.copyfile(source, folder / file)
-        arrays = {f"input:{key}": array for key, array in golden.items()}
-        arrays |= {f"output:{key}": array for key, array in expected.items()}
-        stored: dict[str, Any] = {key: a.astype(str) if a.dtype.kind == "O" else a for key, a in arrays.items()}
-        np.savez(folder / _GOLDEN, **stored)
+        copied = {path.name: path for path in (*files_of(source), *map(Path, files))}
+        if taken := set(copied) & {file, MANIFEST, GOLDEN, _PROFILE, SIGNATURE}:
+            msg = f"{title}: the file {min(taken)!r} would be written over by the bundle's own; rename it"
+            raise ModelError(msg)
+        described = _plain(title, metadata or {})
+        serving = make_runtime(source, runtime=runtime, inputs=inputs, outputs=outputs, policy=policy)
+        serving.load()
+        try:
+            made = with_features(title, serving.inputs or specs_of(golden), features)
+            golden = aligned(made, golden)
+            expected = serving.predict(golden)
+            outputs = tuple(serving.outputs) or specs_of(expected)
+        finally:
+            serving.close()
+        folder.mkdir(parents=True, exist_ok=True)
+        for target, path in {file: source, **copied}.items():
+            shutil.copyfile(path, folder / target)
+        write_golden(folder, golden, expected)
         if profile is not None:
             (folder / _PROFILE).write_bytes(profile.to_json())
         manifest = Manifest(
@@ -115,11 +133,12 @@ class Bundle:
             name=name,
             version=version,
             model=file,
-            inputs=inputs,
-            outputs=outputs,
+            inputs=made,
+            outputs=tuple(outputs),
             tolerance=tolerance,
             files={path.name: _sha256(path) for path in sorted(folder.iterdir())},
-            metadata=dict(metadata or {}),
+            metadata=described,
+            runtime=runtime or msgspec.UNSET,
         )
         return cls(folder, write_manifest(folder, manifest))
 
@@ -134,37 +153,66 @@ class Bundle:
             msg = f"{self.where}: {_PROFILE} can't be read ({exc}); restore it"
             raise ModelError(msg) from exc
 
-    def runtime(self) -> ModelRuntime:
-        """Return the runtime for the model, not yet loaded."""
-        return _runtime(self.path / self.manifest.model)
+    def runtime(self, *, policy: Policy | None = None, options: RuntimeOptions | None = None) -> ModelRuntime:
+        """Return the runtime for the model, not yet loaded; it uses none but the files that the bundle names.
+
+        Raises:
+            ModelError: there is no such runtime, or its code is not allowed.
+        """
+        said = self.manifest
+        return make_runtime(
+            self.path / said.model,
+            runtime=said.runtime or "",
+            inputs=said.inputs,
+            outputs=said.outputs,
+            files=said.files,
+            policy=policy,
+            options=options,
+        )
+
+    def sign(self, private_key: str | Path | bytes) -> Signature:
+        """Sign the bundle with an Ed25519 key, as `streamml.models.signing.new_key` makes it.
+
+        Args:
+            private_key: PEM file with the private key, or the PEM itself as bytes.
+
+        Raises:
+            ModelError: the key can't be read, or a file of the bundle is not the one that was written.
+        """
+        self.check_files()
+        return sign(self.path, self.manifest, private_key)
 
     def golden(self) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return the golden inputs and their expected outputs."""
-        try:
-            with np.load(self.path / _GOLDEN, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
-            msg = f"{self.where}: {_GOLDEN} can't be read ({exc}); restore it"
-            raise ModelError(msg) from exc
-        arrays = {name: a.astype(object) if a.dtype.kind == "U" else a for name, a in arrays.items()}
-        inputs, outputs = (
-            {n.removeprefix(p): a for n, a in arrays.items() if n.startswith(p)} for p in ("input:", "output:")
-        )
-        return inputs, outputs
+        return read_golden(self.where, self.path)
 
-    def verify(self) -> None:
+    def verify(self, *, policy: Policy | None = None, options: RuntimeOptions | None = None) -> None:
         """Prove that the files are those that were written, that the model fits the description, and the golden rows.
+
+        Args:
+            policy: trusted keys and code that may run; default: from the environment.
+            options: threads, providers, device; default: from the environment.
 
         Raises:
             ModelError: what is wrong.
         """
+        policy = policy or Policy.from_env()
+        self.check_signature(policy)
         self.check_files()
-        runtime = self.runtime()
+        runtime = self.runtime(policy=policy, options=options)
         runtime.load()
         try:
             self.check_model(runtime)
         finally:
             runtime.close()
+
+    def check_signature(self, policy: Policy) -> None:
+        """Refuse a bundle whose signature the policy does not accept.
+
+        Raises:
+            ModelError: what is wrong with the signature.
+        """
+        check_signature(self.where, self.path, self.manifest, policy)
 
     def check_files(self) -> None:
         """Compare each file with its SHA-256.
@@ -172,7 +220,7 @@ class Bundle:
         Raises:
             ModelError: a file is not there or is another one.
         """
-        for name, wanted in {self.manifest.model: "none", _GOLDEN: "none", **self.manifest.files}.items():
+        for name, wanted in {self.manifest.model: "none", GOLDEN: "none", **self.manifest.files}.items():
             path = self.path / name
             if Path(name).name != name or not path.is_file():
                 msg = f"{self.where}: {name} is missing; restore the folder"
@@ -204,7 +252,7 @@ class Bundle:
         inputs, expected = self.golden()
         found = runtime.predict(inputs)
         for spec in said.outputs:
-            problem = _difference(expected.get(spec.name), found[spec.name], said.tolerance)
+            problem = difference(expected.get(spec.name), found[spec.name], said.tolerance)
             if problem:
                 msg = (
                     f"{self.where}: golden rows, output {spec.name!r}: {problem}; the model, its runtime or this "
@@ -213,24 +261,24 @@ class Bundle:
                 raise ModelError(msg)
 
 
-def _difference(expected: Array | None, found: Array, tolerance: float) -> str | None:
-    if expected is None or expected.shape != found.shape:
-        return f"wanted shape {None if expected is None else expected.shape}, got {found.shape}"
-    if found.dtype.kind in "fiu" and expected.dtype.kind in "fiu":
-        wrong = ~np.isclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
-    else:
-        wrong = found.astype(str) != expected.astype(str)
-    if not wrong.any():
-        return None
-    at = tuple(int(i) for i in np.argwhere(wrong)[0])
-    return f"{wrong.sum()} of {wrong.size} values differ, first at {list(at)}: wanted {expected[at]}, got {found[at]}"
+def _plain(title: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata, whose known names are of their type, as they will be read."""
+    try:
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dict(metadata)))
+        msgspec.convert(plain, _Lineage)
+    except (TypeError, ValueError, OverflowError) as exc:
+        msg = (
+            f"{title}: metadata: wanted plain JSON, metrics by name as numbers, owner and code_version as text ({exc})"
+        )
+        raise ModelError(msg) from exc
+    return plain
 
 
-def _runtime(path: Path) -> ModelRuntime:
-    if path.suffix != ".onnx":
-        msg = f"model {path.name}: there is no runtime for such a file; wanted one that ends in .onnx"
-        raise ModelError(msg)
-    return OnnxModel(path)
+class _Lineage(msgspec.Struct):
+    training_data: Any = None
+    code_version: str = ""
+    metrics: dict[str, float] = {}
+    owner: str = ""
 
 
 def _sha256(path: Path) -> str:

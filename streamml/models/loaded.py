@@ -5,15 +5,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from streamml.drift.profile import Profile
 from streamml.errors import ModelError
 from streamml.models.bundle import Bundle
-from streamml.models.onnx_model import OnnxModel
-from streamml.models.runtime import ModelRuntime
+from streamml.models.policy import Policy
+from streamml.models.runtime import ModelRuntime, RuntimeOptions
+from streamml.models.runtimes import ENDINGS, make_runtime
 from streamml.models.signature import Array, TensorSpec, with_features
 
 __all__ = ["LoadedModel", "open_model"]
@@ -144,6 +145,12 @@ class LoadedModel:
         """Release the model."""
         self.runtime.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _misfit(self, spec: TensorSpec, place: int, column: Sequence[Any], exc: Exception) -> ModelError:
         """Return the error that names the first value which is at fault."""
         at, value = next(((i, v) for i, v in enumerate(column) if not _fits(v, spec.dtype)), (0, column[0]))
@@ -156,23 +163,40 @@ class LoadedModel:
         return ModelError(f"{where}: wanted a {spec.dtype}, got {shown} ({exc})")
 
 
-def open_model(path: str | Path, features: Sequence[str | None] = (), *, warm_up: bool = True) -> LoadedModel:
-    """Load, check and warm up the model in a bundle folder, or in a bare `.onnx` file.
+def open_model(
+    path: str | Path,
+    features: Sequence[str | None] = (),
+    *,
+    warm_up: bool = True,
+    policy: Policy | None = None,
+    options: RuntimeOptions | None = None,
+) -> LoadedModel:
+    """Load, check and warm up the model in a bundle folder, or in a bare file that describes itself.
 
     Args:
-        path: the folder or the file. A bare file has the name of its stem and version 0, and is not checked.
+        path: the folder or the file (`.onnx`, `.pt2`, a description). A bare file has the name of its stem and
+            version 0, and is not checked.
         features: features in order, None for a column without a name. A bare file takes them as they are; a bundle
             has its own, and refuses others than those.
-        warm_up: predict zeros once or twice, so that the first event does not pay for lazy set-up.
+        warm_up: predict golden rows, or zeros for a bare file, so that the first event does not pay for lazy set-up.
+        policy: code that may run, keys that are trusted; default: from the environment, see `Policy.from_env`.
+        options: threads, providers, device; default: from the environment, see `RuntimeOptions.from_env`.
 
     Raises:
-        ModelError: the bundle or file is broken, was changed, or does not fit the features.
+        ModelError: the bundle or file is broken, was changed, is not allowed, or does not fit the features.
     """
     path = Path(path)
-    bundle = None if path.suffix == ".onnx" and not path.is_dir() else Bundle.load(path)
-    runtime: ModelRuntime = OnnxModel(path) if bundle is None else bundle.runtime()
+    policy = policy or Policy.from_env()
+    bundle = None if path.suffix in ENDINGS and not path.is_dir() else Bundle.load(path)
     if bundle is not None:
+        bundle.check_signature(policy)
         bundle.check_files()  # before the runtime parses the file
+        runtime = bundle.runtime(policy=policy, options=options)
+    elif policy.require_signature:
+        msg = f"model {path}: a bare file is not signed, and the policy wants a signature; package and sign it"
+        raise ModelError(msg)
+    else:
+        runtime = make_runtime(path, policy=policy, options=options)
     runtime.load()
     try:
         if bundle is None:
@@ -187,11 +211,21 @@ def open_model(path: str | Path, features: Sequence[str | None] = (), *, warm_up
                 raise ModelError(msg)
             model = LoadedModel(runtime, name=said.name, version=said.version, features=said.features, bundle=bundle)
         if warm_up:
-            runtime.warm_up()
+            _warm_up(runtime, bundle)
     except BaseException:
         runtime.close()
         raise
     return model
+
+
+def _warm_up(runtime: ModelRuntime, bundle: Bundle | None) -> None:
+    """Predict batches of typical rows; zeros may be none that the model takes, such as an unknown category."""
+    golden = bundle.golden()[0] if bundle is not None else {}
+    if len({len(array) if array.ndim else 0 for array in golden.values()} - {0}) != 1:
+        runtime.warm_up()
+        return
+    for rows in (1, 256):
+        runtime.predict({name: array[np.arange(rows) % len(array)] for name, array in golden.items()})
 
 
 def _column(column: Sequence[Any], dtype: str) -> Any:

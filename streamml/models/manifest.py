@@ -29,13 +29,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         format: version of the layout.
         name: name of the model.
         version: number of this version, rising from 1.
-        model: file of the model in the folder; its ending says which runtime loads it.
+        model: file of the model in the folder.
         inputs: inputs in order, with the order of features.
         outputs: outputs in order.
         tolerance: largest difference of a golden output, absolute and relative to its size.
         files: SHA-256 of every other file of the bundle.
-        metadata: free: training data, code version, metrics, owner.
+        metadata: lineage and whatever else is worth knowing; plain JSON. Known names are `training_data` (what it was
+            trained on), `code_version` (of the code that trained it), `metrics` (name to number), `owner`.
         digest: SHA-256 of this description without the digest, which so identifies the bundle.
+        runtime: the runtime that loads the model; left out: the ending of the model's file says it. A field that is
+            left out is not written, so that descriptions from before it was known keep their digest.
     """
 
     format: int
@@ -48,6 +51,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, str]
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     digest: str = ""
+    runtime: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def serve(
 
     Args:
         ref: `name@alias`, `name` (the alias `prod`), `name:version`, a bundle folder or a model file.
-        places: registries to search in order.
+        places: registries to search in order: folders or addresses.
         features: features in order, None for a column without a name; empty takes the bundle's.
         who: who refuses and rolls back, for the history.
         metrics: the job's metrics.
@@ -50,10 +50,9 @@ def serve(
         for registry in map(Registry, places):
             if not registry.versions(parsed.name):
                 continue
-            if any(record.alias == alias for record in registry.records(parsed.name)):
-                history = registry.history(parsed.name, alias)
-            else:
-                history = _always(registry.champion(parsed.name, alias))
+            champion = registry.champion(parsed.name, alias)  # refuses an alias that was retired
+            written = any(record.alias == alias for record in registry.records(parsed.name))
+            history = registry.history(parsed.name, alias) if written else _always(champion)
             return _followed(registry, parsed.name, alias, history, features, who, metrics, poll)
     path = resolve(ref, places)
     bundle = Bundle.load(path) if path.is_dir() else None

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Serving"]
 
+_REPLAY = 600_000
+"""Events that are so many ms older than the clock are a replay: they don't change the history any more."""
+
 _log = logging.getLogger("streamml.models")
 
 
@@ -155,8 +158,11 @@ class Serving:
             self._tasks.put(self._look)
 
     def roll_back(self, rollout: Rollout, why: str) -> None:
-        """End a canary, once: from a few seconds of event time on, and in the history."""
-        if rollout.number in self._undone:
+        """End a canary, once: from a few seconds of event time on, and in the history.
+
+        A replay of the past changes nothing: it gives what the history says, and the guard has had its say then.
+        """
+        if rollout.number in self._undone or self._newest < time.time() * 1000 - _REPLAY:
             return
         self._undone.add(rollout.number)
         if self._rollbacks:

@@ -7,11 +7,12 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import msgspec
+import numpy as np
 import numpy.typing as npt
 
 from streamml.errors import ModelError, suggest
 
-__all__ = ["Array", "TensorSpec", "check_inputs", "listed", "with_features"]
+__all__ = ["Array", "TensorSpec", "check_inputs", "listed", "specs_of", "with_features", "zeros"]
 
 Array = npt.NDArray[Any]
 
@@ -57,6 +58,25 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def listed(specs: Iterable[TensorSpec]) -> str:
     """Write inputs or outputs for a message."""
     return ", ".join(map(str, specs))
+
+
+def specs_of(arrays: Mapping[str, Array]) -> tuple[TensorSpec, ...]:
+    """Describe arrays whose first dimension is the batch.
+
+    >>> import numpy as np
+    >>> str(specs_of({"x": np.zeros((5, 2), np.float32)})[0])
+    'x: float32[?, 2]'
+    """
+    return tuple(
+        TensorSpec(name, "str" if a.dtype.kind in "UO" else a.dtype.name, (None, *a.shape[1:])[: a.ndim])
+        for name, a in arrays.items()
+    )
+
+
+def zeros(spec: TensorSpec, rows: int) -> Array:
+    """Return zeros (or empty texts) for an input: `rows` of them, and one in each other dimension of any size."""
+    shape = [rows if n is None and axis == 0 else n or 1 for axis, n in enumerate(spec.shape)]
+    return np.full(shape, "", dtype=object) if spec.dtype == "str" else np.zeros(shape, dtype=spec.dtype)
 
 
 def check_inputs(where: str, specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> None:

@@ -195,3 +195,97 @@ def test_a_bundle_that_would_not_be_read_is_not_written(
 def test_a_version_is_not_written_over(bundle: Bundle, make_bundle: Callable[..., Bundle]) -> None:
     with pytest.raises(ModelError, match="is not empty; a version never changes"):
         make_bundle(version=2)
+
+
+def test_a_description_without_the_newer_fields_keeps_the_digest_that_older_versions_gave_it(bundle: Bundle) -> None:
+    """The digest is computed here as version 0.1 did: over the fields that it knew, in its order of keys."""
+    said = json.loads((bundle.path / "bundle.json").read_text())
+    fields = ("format", "name", "version", "model", "inputs", "outputs", "tolerance", "files", "metadata", "digest")
+    assert sorted(said) == sorted(fields)
+    data = msgspec.json.encode({**said, "digest": ""}, order="sorted")
+    struct = msgspec.json.encode(msgspec.structs.replace(bundle.manifest, digest=""), order="deterministic")
+    assert json.loads(data) == json.loads(struct)
+    assert bundle.manifest.digest == hashlib.sha256(struct).hexdigest()
+    assert b"runtime" not in struct
+
+
+def test_the_runtime_may_be_said_where_the_ending_does_not(linear: Path, tmp_path: Path) -> None:
+    path = linear.rename(tmp_path / "weights.bin")
+    golden = {"x": np.ones((2, 3), np.float32)}
+    options: dict[str, Any] = {"name": "m", "version": 1, "features": ["a", "b", "c"], "golden": golden}
+    with pytest.raises(ModelError, match=re.escape("model weights.bin: there is no runtime for such a file; wanted")):
+        Bundle.write(tmp_path / "b", path, **options)
+    made = Bundle.write(tmp_path / "b", path, runtime="onnx", **options)
+    assert (made.manifest.model, made.manifest.runtime) == ("model.bin", "onnx")
+    with open_model(made.path) as model:
+        assert model.score([[1], [2], [3]], 1) == {"score": [321.0]}
+    forge(made, runtime="magic")
+    refused(made, "model model.bin: there is no runtime 'magic'; known: onnx, torchscript, torch-export, description")
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "model.joblib", "model.npy"])
+def test_a_pickle_has_no_runtime_whatever_is_allowed(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"never read")
+    with pytest.raises(ModelError, match=re.escape("pickles are never loaded")):
+        Bundle.write(tmp_path / "b", tmp_path / name, name="m", version=1, features=[], golden={"x": np.ones(1)})
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"metrics": {"auc": "high"}},
+        {"metrics": [0.9]},
+        {"owner": 7},
+        {"code_version": ["a"]},
+        {"when": object()},
+    ],
+)
+def test_lineage_of_another_type_is_refused(
+    make_bundle: Callable[..., Bundle], tmp_path: Path, metadata: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelError, match=re.escape("bundle linear:1: metadata: wanted plain JSON, metrics by name")):
+        make_bundle(metadata=metadata)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_more_files_go_into_the_bundle_and_under_its_sums(linear: Path, tmp_path: Path) -> None:
+    """Such as weights that an ONNX graph keeps outside."""
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path / "external"
+    folder.mkdir()
+    onnx.save(
+        onnx.load(linear),
+        folder / "big.onnx",
+        save_as_external_data=True,
+        location="big.data",
+        size_threshold=0,
+    )
+    golden = {"x": np.ones((2, 3), np.float32)}
+    options: dict[str, Any] = {"name": "m", "version": 1, "features": ["a", "b", "c"], "golden": golden}
+    made = Bundle.write(tmp_path / "b", folder / "big.onnx", files=[folder / "big.data"], **options)
+    assert sorted(made.manifest.files) == ["big.data", "golden.npz", "model.onnx"]
+    with open_model(made.path) as model:
+        assert model.score([[1], [2], [3]], 1) == {"score": [321.0]}
+    (made.path / "big.data").write_bytes(bytes(12))
+    refused(made, "big.data was changed or cut short")
+    (folder / "golden.npz").write_bytes(b"")
+    with pytest.raises(ModelError, match=re.escape("the file 'golden.npz' would be written over")):
+        Bundle.write(tmp_path / "c", linear, files=[folder / "golden.npz"], **options)
+
+
+def test_a_model_that_takes_no_zeros_is_warmed_up_with_golden_rows(
+    write_onnx: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A table of three rows, and keys that start at 1: zeros less one would be out of it."""
+    path = write_onnx(
+        [("Sub", ["k", "one"], ["at"], {}), ("Gather", ["table", "at"], ["v"], {})],
+        {"k": ("int64", ["n"])},
+        {"v": ("float32", ["n"])},
+        {"table": np.array([5, 6], np.float32), "one": np.array(3)},
+    )
+    golden = {"k": np.array([3, 4])}
+    Bundle.write(tmp_path / "b", path, name="m", version=1, features=["k"], golden=golden)
+    with open_model(tmp_path / "b") as model:
+        assert model.score([[4, 3]], 2) == {"v": [6.0, 5.0]}
+    with pytest.raises(ModelError, match="failed on"):
+        open_model(path, ["k"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamml.errors import ModelError
+from streamml.errors import ModelError, ModelMemoryError
 from streamml.models import OnnxModel
 
 X = np.array([[1, 2, 3]], np.float32)
@@ -124,3 +124,68 @@ def test_a_missing_runtime_says_what_to_install(linear: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModelError, match=re.escape("pip install 'streamml[onnx]'")):
         OnnxModel(linear).load()
+
+
+def test_several_inputs_and_outputs_are_bit_for_bit_those_of_a_direct_run(write_onnx: Callable[..., Path]) -> None:
+    import onnxruntime as ort
+
+    random = np.random.default_rng(3)
+    path = write_onnx(
+        [
+            ("MatMul", ["x", "w"], ["h"], {}),
+            ("Add", ["h", "y"], ["sum"], {}),
+            ("Sigmoid", ["sum"], ["score"], {}),
+            ("ReduceSum", ["h", "axes"], ["total"], {"keepdims": 0}),
+        ],
+        {"x": ("float32", ["n", 7]), "y": ("float32", ["n", 3])},
+        {"score": ("float32", ["n", 3]), "total": ("float32", ["n"])},
+        {"w": random.normal(size=(7, 3)).astype(np.float32), "axes": np.array([1])},
+    )
+    model = OnnxModel(path)
+    model.load()
+    direct = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for rows in (1, 2, 17, 300):
+        given = {"y": random.normal(size=(rows, 3)).astype(np.float32)}
+        given["x"] = random.normal(size=(rows, 7)).astype(np.float32)
+        expected = dict(zip(["score", "total"], direct.run(["score", "total"], given), strict=True))
+        found = model.predict(given)
+        assert list(found) == ["score", "total"]
+        for name, array in expected.items():
+            assert found[name].tobytes() == array.tobytes(), (name, rows)
+
+
+def test_a_provider_that_is_not_there_is_refused_and_not_passed_over(linear: Path) -> None:
+    text = "model linear.onnx: this onnxruntime has no SpecialExecutionProvider; it has "
+    with pytest.raises(ModelError, match=re.escape(text) + ".*CPUExecutionProvider"):
+        OnnxModel(linear, providers=["SpecialExecutionProvider", "CPUExecutionProvider"]).load()
+
+
+def test_a_lack_of_memory_is_told_from_other_failures(write_onnx: Callable[..., Path]) -> None:
+    path = write_onnx([("ConstantOfShape", ["k"], ["v"], {})], {"k": ("int64", [1])}, {"v": ("float32", ["n"])})
+    model = OnnxModel(path)
+    model.load()
+    with pytest.raises(ModelMemoryError, match=re.escape("model model.onnx: out of memory on k[1] (")):
+        model.predict({"k": np.array([10**14])})
+    assert len(model.predict({"k": np.array([10])})["v"]) == 10
+    with pytest.raises(ModelError) as other:
+        model.predict({"k": np.array([-1])})
+    assert not isinstance(other.value, ModelMemoryError)
+
+
+def test_a_row_on_which_the_model_fails_writes_nothing_past_the_caller(write_onnx: Callable[..., Path]) -> None:
+    program = (
+        "import numpy as np, sys\n"
+        "from streamml.models import OnnxModel\n"
+        "model = OnnxModel(sys.argv[1])\n"
+        "model.load()\n"
+        "try:\n    model.predict({'k': np.array([7])})\n"
+        "except Exception as error:\n    print(type(error).__name__)\n"
+    )
+    path = write_onnx(
+        [("Gather", ["table", "k"], ["v"], {})],
+        {"k": ("int64", ["n"])},
+        {"v": ("float32", ["n"])},
+        {"table": np.zeros(3, np.float32)},
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("ModelError", "")

@@ -150,8 +150,9 @@ def test_a_model_that_can_not_serve_at_all_fails_at_the_start(
 
 
 def test_a_guard_ends_the_canary_once_from_a_time_that_every_worker_learns_of(
-    registry: Registry, follow: Callable[[], Serving]
+    registry: Registry, follow: Callable[[], Serving], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("streamml.models.serving._REPLAY", 10**13)  # these events are of 1970
     variant = Split(3, 10, "variant")
     number = write(registry, "canary", 0, 1, splits=(Split(2, 5), variant), guard=Guard())
     first, second = follow(), follow()
@@ -168,6 +169,23 @@ def test_a_guard_ends_the_canary_once_from_a_time_that_every_worker_learns_of(
     assert record.effective in (15_000, 15_500)
     assert (record.who, record.why) == ("job", "it fails")
     assert len(first.news()) == len(second.news()) == 1
+
+
+def test_a_replay_does_not_roll_back(registry: Registry, follow: Callable[[], Serving]) -> None:
+    write(registry, "canary", 0, 1, splits=(Split(2, 5),), guard=Guard())
+    serving = follow()
+    serving.settle(int(time.time() * 1000) - 3_600_000, 0)
+    serving.roll_back(serving.history.at(10_000), "it fails")
+    serving.close()
+    assert len(registry.records("linear")) == 1
+    assert serving.news() == []
+
+
+def test_an_alias_that_was_retired_starts_no_job(registry: Registry, follow: Callable[[], Serving]) -> None:
+    write(registry, "promote", 0, 1)
+    write(registry, "retire", 0, 1)
+    with pytest.raises(ModelError, match="was retired by me"):
+        follow()
 
 
 def test_a_registry_that_disappears_changes_nothing_and_is_followed_again_when_it_is_back(

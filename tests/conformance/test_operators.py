@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import streamml.operators
@@ -19,6 +20,7 @@ from streamml.operators import (
     Filter,
     FlatMap,
     Infer,
+    InferSequence,
     Map,
     Session,
     Window,
@@ -40,7 +42,7 @@ from streamml.operators import (
     tumbling,
     variance,
 )
-from streamml.testing import Case, Engine, RunOptions, advance, event
+from streamml.testing import Capability, Case, Engine, RunOptions, advance, checkpoint, crash, event, rescale
 from streamml.testing.checks import yield_checks
 from streamml.testing.compare import compare
 from streamml.testing.probes import Alarm, BatchAlarm, Judge, Remember, WallAlarm
@@ -122,6 +124,32 @@ def tiny_model(folder: Path) -> str:
     return str(path)
 
 
+def smoothing(folder: Path) -> str:
+    """Write a model with state, `level' = 0.75 level + 0.25 x` for a batch of rows."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    kind = onnx.TensorProto.FLOAT
+    nodes = [
+        onnx.helper.make_node("Mul", ["x", "quarter"], ["new"]),
+        onnx.helper.make_node("Mul", ["level", "rest"], ["old"]),
+        onnx.helper.make_node("Add", ["new", "old"], ["next"]),
+        onnx.helper.make_node("Identity", ["next"], ["y"]),
+    ]
+    shaped = {name: onnx.helper.make_tensor_value_info(name, kind, ["n", 1]) for name in ("x", "level", "next", "y")}
+    numbers = [onnx.helper.make_tensor(name, kind, [1], [value]) for name, value in (("quarter", 0.25), ("rest", 0.75))]
+    graph = onnx.helper.make_graph(
+        nodes, "smooth", [shaped["x"], shaped["level"]], [shaped["next"], shaped["y"]], numbers
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    path = folder / "smooth.onnx"
+    path.write_bytes(model.SerializeToString())
+    return str(path)
+
+
+def smooth(folder: Path, **options: Any) -> InferSequence:
+    return InferSequence(smoothing(folder), {"x": "x"}, {"level": "next"}, {"y": "y"}, **{"ttl": "3s", **options})
+
+
 @dataclass(frozen=True)
 class Example:
     """How to build an operator, what to feed it, and what it must reject (None: nothing)."""
@@ -157,6 +185,11 @@ EXAMPLES: dict[type[Operator], dict[str, Example]] = {
         "bare model": Example(
             lambda folder: Infer(tiny_model(folder), inputs=["x"], outputs={"y": 0}), poison={"x": None}
         ),
+    },
+    InferSequence: {
+        "as they come": Example(smooth, poison={"x": None}),
+        "in order of time": Example(lambda folder: smooth(folder, out_of_order="late")),
+        "reset, by batches": Example(lambda folder: smooth(folder, reset="words", batch=True), poison={"x": None}),
     },
     Map: {"a function": Example(lambda _: Map(doubled, adding=["double"]), poison={"x": None})},
     Session: {
@@ -221,6 +254,22 @@ def test_a_model_scores_each_row_and_rejects_those_that_it_can_not_take(
     result = engine.run(case, RunOptions(batch_size=batch_size))
     assert {record.id.split("/")[1]: record.y for record in result.main} == {f"e{n}": y for n, y in scored.items()}
     assert [record["id"] for record in result.side("rejected")] == ["script/e1", "script/e3"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("batch_size", [3, 1000])
+def test_a_sequence_model_goes_on_where_it_was_cut(engine: Engine, batch_size: int, tmp_path: Path) -> None:
+    """Cut twice, and where the engine can, with other numbers of workers; single precision by hand."""
+    events = [event(f"k{n % 5}", t=n, x=float(n * 7 % 11)) for n in range(40)]
+    cuts = [rescale(2), rescale(1)] if Capability.RESCALE in engine.capabilities else [crash(), crash()]
+    script = [*events[:13], checkpoint(), cuts[0], *events[13:28], checkpoint(), cuts[1], *events[28:]]
+    result = engine.run(Case("smooth", [smooth(tmp_path)], script), RunOptions(batch_size=batch_size))
+    for key in range(5):
+        level, wanted = np.float32(0), []
+        for n in range(key, 40, 5):
+            level = np.float32(n * 7 % 11) * np.float32(0.25) + level * np.float32(0.75)
+            wanted.append(float(level))
+        assert [record.y for record in result.main if record.key == f"k{key}"] == wanted
 
 
 @pytest.mark.parametrize(("example", "check"), TRIALS)

@@ -80,8 +80,9 @@ def test_a_row_that_a_canary_fails_on_is_scored_by_the_champion(registry: Regist
 
 
 def test_a_canary_that_fails_is_rolled_back_by_the_job_and_the_history_says_why(
-    registry: Registry, push: Roll, roll: Roll
+    registry: Registry, push: Roll, roll: Roll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("streamml.models.serving._REPLAY", 10**13)  # these events are of 1970
     push(1, 1.0)
     push(2, 1.0, fragile=True)
     roll("canary", 0, 1, splits=(Split(2, 50),), guard=Guard(errors=0.001, slowdown=None))

@@ -22,7 +22,10 @@ __all__ = ["CheckpointInfo", "Checkpoints", "Loaded", "restore_files"]
 
 _COMMITTED = re.compile(r"chk-(\d{8,})")
 _TEMPORARY = re.compile(r"tmp-(new|old)-chk-\d{8,}")
-_ASIDE = re.compile(r"bad-chk-\d{8,}(\.\d+)?")
+_ASIDE = {
+    "bad": "damaged, put aside",
+    "undone": "put aside at a restart: what it wrote was not committed, and was done again",
+}
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ class Checkpoints:
     """The checkpoints of one worker under `root`, in folders `chk-00000012/`.
 
     In call order: `begin` gives an empty temporary folder, the store writes `db/` into it, `commit` makes it a
-    checkpoint; `abort` gives it up. `save` does all of that for one store. A crash at any moment leaves either the
-    new checkpoint or none of it. After a restart `latest` gives the newest one that is whole.
+    checkpoint; `abort` gives it up. `save` does all of that for one store. `retire` drops the oldest ones, when there
+    is time for it. A crash at any moment leaves either the new checkpoint or none of it. After a restart `latest` gives
+    the newest one that is whole.
 
     Args:
         root: folder of the checkpoints.
@@ -132,7 +136,7 @@ class Checkpoints:
         return temporary
 
     def commit(self, number: int, manifest: dict[str, Any]) -> CheckpointInfo:
-        """Make the temporary folder of `begin` the checkpoint `number`, and drop the oldest ones.
+        """Make the temporary folder of `begin` the checkpoint `number`; `retire` drops the oldest ones afterwards.
 
         Args:
             number: the number given to `begin`.
@@ -153,8 +157,6 @@ class Checkpoints:
             self._step("renamed")
             self._sync_root()
         self._step("durable")
-        self._retire()
-        self._step("retention done")
         return CheckpointInfo(number, written.created_ms, written.bytes)
 
     def abort(self, number: int) -> None:
@@ -171,6 +173,26 @@ class Checkpoints:
             self.abort(number)
             raise
         return self.commit(number, manifest)
+
+    def retire(self) -> None:
+        """Drop the oldest checkpoints beyond `keep`; not a part of `commit`, so that no commit waits for it.
+
+        Raises:
+            CheckpointError: one can't be removed.
+        """
+        try:
+            for number in self._numbers()[: -self._keep]:
+                gone = self.root / f"tmp-old-{self._folder(number).name}"
+                self._folder(number).rename(gone)  # in one step, so that no half of it is ever taken for a checkpoint
+                self._step("retired")
+                shutil.rmtree(gone)
+        except OSError as exc:
+            msg = (
+                f"checkpoints in {self.root}: the new one is written, but an old one can't be removed: {exc}. "
+                "Make the folder writable for this user."
+            )
+            raise CheckpointError(msg) from exc
+        self._step("retention done")
 
     def latest(self) -> Loaded | None:
         """Return the newest checkpoint that is whole, None if there has never been one.
@@ -196,7 +218,7 @@ class Checkpoints:
                 continue
             return self._loaded(manifest, [self._put_aside(bad, problem) for bad, problem in problems.items()])
         found = [f"{self._folder(number).name}: {problem}" for number, problem in problems.items()]
-        found += [f"{path.name}: was put aside as damaged" for path in self._entries(_ASIDE)]
+        found += [f"{name}: was put aside as damaged" for name in self._aside("bad")]
         if not found:
             return None
         msg = (
@@ -223,9 +245,20 @@ class Checkpoints:
             raise CheckpointError(msg) from exc
 
     def rewind(self, number: int) -> list[str]:
-        """Move every checkpoint newer than `number` aside, and say which; so that the next one may be `number + 1`."""
+        """Move every checkpoint newer than `number` aside, and say which; so that the next one may be `number + 1`.
+
+        They go to `undone-chk-...`: whole, but a sink that decides has not committed what they wrote.
+        """
         newer = [other for other in self._numbers() if other > number]
-        return [self._put_aside(other, f"newer than {number}, which was restored") for other in reversed(newer)]
+        why = f"newer than {number}, which was restored"
+        return [self._put_aside(other, why, "undone") for other in reversed(newer)]
+
+    def aside(self) -> dict[str, str]:
+        """Return what was put aside: for each folder's name what it is."""
+        return {name: text for kind, text in _ASIDE.items() for name in self._aside(kind)}
+
+    def _aside(self, kind: str) -> builtins.list[str]:
+        return [path.name for path in self._entries(re.compile(rf"{kind}-chk-\d{{8,}}(\.\d+)?"))]
 
     def list(self, *, contents: bool = True) -> list[CheckpointInfo]:
         """Return all checkpoints, oldest first, and change nothing.
@@ -254,13 +287,13 @@ class Checkpoints:
         folder = self._folder(manifest.number)
         return Loaded(manifest.number, manifest.created_ms, manifest.data, folder, problems)
 
-    def _put_aside(self, number: int, problem: str) -> str:
+    def _put_aside(self, number: int, problem: str, kind: str = "bad") -> str:
         folder = self._folder(number)
-        aside = self.root / f"bad-{folder.name}"
+        aside = self.root / f"{kind}-{folder.name}"
         copy = 1
         while aside.exists():
             copy += 1
-            aside = self.root / f"bad-{folder.name}.{copy}"
+            aside = self.root / f"{kind}-{folder.name}.{copy}"
         try:
             folder.rename(aside)
             self._sync_root()
@@ -268,20 +301,6 @@ class Checkpoints:
             msg = f"checkpoint {folder}: {problem}, and it can't be moved to {aside}: {exc}. Move it by hand."
             raise CheckpointError(msg) from exc
         return f"{folder.name}: {problem}; moved to {aside}"
-
-    def _retire(self) -> None:
-        try:
-            for number in self._numbers()[: -self._keep]:
-                gone = self.root / f"tmp-old-{self._folder(number).name}"
-                self._folder(number).rename(gone)  # in one step, so that no half of it is ever taken for a checkpoint
-                self._step("retired")
-                shutil.rmtree(gone)
-        except OSError as exc:
-            msg = (
-                f"checkpoints in {self.root}: the new one is written, but an old one can't be removed: {exc}. "
-                "Make the folder writable for this user."
-            )
-            raise CheckpointError(msg) from exc
 
     @contextmanager
     def _guarded(self, number: int) -> Iterator[None]:

@@ -63,7 +63,7 @@ def checkpoints_of(folder: Path) -> Checkpoints:
         StateError: there are none.
     """
     for root in (folder / "checkpoints", folder):
-        if root.is_dir() and any(path.name.startswith(("chk-", "bad-chk-")) for path in root.iterdir()):
+        if _holds_any(root):
             return Checkpoints(root)
     msg = f"state folder {folder}: there are no checkpoints. Name the --state-dir of a job that has taken one."
     raise StateError(msg)
@@ -71,8 +71,11 @@ def checkpoints_of(folder: Path) -> Checkpoints:
 
 def has_checkpoints(folder: Path) -> bool:
     """Return whether a worker's state folder holds a checkpoint, whole or not."""
-    root = folder / "checkpoints"
-    return root.is_dir() and any(path.name.startswith(("chk-", "bad-chk-")) for path in root.iterdir())
+    return _holds_any(folder / "checkpoints")
+
+
+def _holds_any(root: Path) -> bool:
+    return root.is_dir() and any(path.name.startswith(("chk-", "bad-chk-", "undone-chk-")) for path in root.iterdir())
 
 
 def newest(checkpoints: Checkpoints) -> Loaded:

@@ -150,13 +150,13 @@ def deal_out(
 def _rows(
     store: Store, group: int, numbers: Mapping[int, _Numbers], *, keys: bool, whole_stage: bool
 ) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the rows of a key group: those of keys, those of whole stages, or both."""
+    """Yield the rows of a key group: those of keys, those of whole stages, or both; only of stages with numbers."""
     same = all(found.same(stage) for stage, found in numbers.items())
     start, stop = _SLOT.pack(group), _SLOT.pack(group) + b"\xff" * 8
     prefix, size = _STAGE_PREFIX, len(_STAGE_PREFIX)
     for key, row in store.scan(start, stop):
         at = _ROUTE.size + (_TIMER if key[3:4] == b"t" else 0)
-        if not (whole_stage if key[at : at + size] == prefix else keys):
+        if key[2] not in numbers or not (whole_stage if key[at : at + size] == prefix else keys):
             continue
         yield (key, row) if same else _translated(key, row, numbers)
 

@@ -2,9 +2,9 @@
 
 A job of one process keeps its state in the folder itself, without `workers.json`. A job of several has a generation
 for each number of workers that it ever had: `gen-0002/worker-0000/` and so on, and the file says which generation
-counts. So
-    another number of
-workers is a new generation that is built beside the old one and becomes the one that counts by renaming one file.
+counts. So another number of workers is a new generation that is built beside the old one and becomes the one that
+counts by renaming one file. Where a pipeline changes its key, each further segment has as many workers of its own, in
+`gen-0002/segment-0001/worker-0000/` and so on.
 """
 
 from __future__ import annotations
@@ -43,31 +43,42 @@ class WorkerFolders:
         root: the job's state folder.
         count: how many workers there are.
         generation: how often the number of workers was set; 0 for a job of one process that never had workers.
+        segments: how many parts the pipeline is cut into, each with `count` workers; 1 for a job of one process.
 
     >>> WorkerFolders(Path("state"), 2, 3).folder(1).as_posix()
     'state/gen-0003/worker-0001'
+    >>> WorkerFolders(Path("state"), 2, 3, 2).folder(1, 1).as_posix()
+    'state/gen-0003/segment-0001/worker-0001'
     """
 
     root: Path
     count: int = 1
     generation: int = 0
+    segments: int = 1
 
     @property
     def home(self) -> Path:
         """Folder of the generation."""
         return self.root if self.generation == 0 else self.root / f"gen-{self.generation:04d}"
 
-    def folder(self, index: int) -> Path:
+    def folder(self, index: int, segment: int = 0) -> Path:
         """Return the state folder of a worker."""
-        return self.home if self.generation == 0 else self.home / f"worker-{index:04d}"
+        if self.generation == 0:
+            return self.home
+        home = self.home / f"segment-{segment:04d}" if segment else self.home
+        return home / f"worker-{index:04d}"
 
-    def folders(self) -> list[Path]:
-        """Return the state folders of all workers."""
-        return [self.folder(index) for index in range(self.count)]
+    def folders(self, segment: int = 0) -> list[Path]:
+        """Return the state folders of all workers of a segment."""
+        return [self.folder(index, segment) for index in range(self.count)]
 
-    def next(self, count: int) -> WorkerFolders:
-        """Return the generation after this one, of so many workers."""
-        return WorkerFolders(self.root, count, self.generation + 1)
+    def all_folders(self) -> list[Path]:
+        """Return the state folders of all workers of all segments."""
+        return [folder for segment in range(self.segments) for folder in self.folders(segment)]
+
+    def next(self, count: int, segments: int = 1) -> WorkerFolders:
+        """Return the generation after this one, of so many workers in so many segments."""
+        return WorkerFolders(self.root, count, self.generation + 1, segments)
 
 
 def read_workers(root: Path) -> WorkerFolders:
@@ -82,7 +93,7 @@ def read_workers(root: Path) -> WorkerFolders:
         if body["format"] != FORMAT:
             msg = f"{path}: wanted format {FORMAT}, got {body['format']}. Run the version of streamml that wrote it."
             raise StateError(msg)
-        return WorkerFolders(root, int(body["workers"]), int(body["generation"]))
+        return WorkerFolders(root, int(body["workers"]), int(body["generation"]), int(body.get("segments", 1)))
     except FileNotFoundError:
         return WorkerFolders(root)
     except (ValueError, KeyError, TypeError) as exc:
@@ -96,6 +107,8 @@ def write_workers(folders: WorkerFolders, step: Callable[[str], None] = lambda n
     folders.root.mkdir(parents=True, exist_ok=True)
     temporary = folders.root / f"{NAME}.tmp"
     body = {"format": FORMAT, "workers": folders.count, "generation": folders.generation}
+    if folders.segments > 1:
+        body["segments"] = folders.segments
     with temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(body) + "\n")
         file.flush()

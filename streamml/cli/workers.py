@@ -61,7 +61,7 @@ def execute_workers(
         job: what the workers build the plan from.
         params: its parameters.
         models: folders of bundles.
-        metrics: `[HOST:]PORT`; worker i serves at PORT + i.
+        metrics: `[HOST:]PORT`; worker i serves at PORT + i, those of further segments after them.
         debug: workers show the traceback of an error.
 
     Raises:
@@ -69,6 +69,7 @@ def execute_workers(
     """
     from streamml.local.job import WorkerJob
     from streamml.local.parts import part_uri
+    from streamml.local.segments import stage_names
     from streamml.local.share import Share
     from streamml.state.workers import read_workers
 
@@ -78,7 +79,8 @@ def execute_workers(
     _refuse(places, count or there.count)
     if metrics is not None:
         address(metrics, 0)
-    found = [newest_checkpoint(folder) for folder in there.folders()]
+    found = [newest_checkpoint(folder) for folder in there.all_folders()]
+    processes = (count or there.count) * len(stage_names(pipeline))
     resumed = min((number for number in found if number is not None), default=None)
     arguments = {
         "job": job,
@@ -91,16 +93,17 @@ def execute_workers(
         "options": {
             "checkpoint_interval": options.checkpoint_interval,
             "batch_size": options.batch_size,
-            "cache_mb": max(1, options.cache_mb // (count or there.count)),
+            "latency_target": options.latency_target,
+            "cache_mb": max(1, options.cache_mb // processes),
             "overwrite": options.overwrite,
         },
     }
-    shares: list[Share] = []
+    running_folders = [there]
 
     def started(folders: WorkerFolders) -> None:
-        shares.append(Share(0, folders.count, folders.generation))
+        running_folders.append(folders)
         if metrics is not None:
-            last = folders.count - 1
+            last = folders.count * folders.segments - 1
             view.say(f"metrics of worker 0 to {last} at http://{address(metrics, 0)}/metrics and the ports after it")
 
     with ExitStack() as stack:
@@ -114,11 +117,12 @@ def execute_workers(
         stack.enter_context(view)
         result = running.run()
         view.finish(result.run.figures)
-    share = shares[0] if shares else Share(0, there.count, there.generation)
+    last = running_folders[-1]
+    first, final = (Share(0, last.count, last.generation, segment, last.segments) for segment in (0, last.segments - 1))
     written = Places(
         places.sources,
-        part_uri(places.sink, share, all_parts=True),
-        {name: part_uri(uri, share, all_parts=True) for name, uri in places.sides.items()},
+        part_uri(places.sink, final, all_parts=True),
+        {name: part_uri(uri, first, all_parts=True) for name, uri in places.sides.items()},
     )
     return Outcome(result.run, written, result.kinds, resumed, stop.signal)
 
@@ -136,7 +140,7 @@ def make(arguments: dict[str, Any], place: Place) -> LocalEngine:
     place.kinds = lambda: {name: dict(side.kinds) for name, side in sides.items()}
     meter = Meter()
     if arguments["metrics"] is not None:
-        serving(meter, address(arguments["metrics"], place.share.index)).__enter__()  # until the process ends
+        serving(meter, address(arguments["metrics"], place.share.number)).__enter__()  # until the process ends
     return LocalEngine(
         pipeline,
         {tag: open_source(uri) for tag, uri in arguments["sources"].items()},

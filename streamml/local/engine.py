@@ -13,9 +13,11 @@ from streamml.contract import Opening
 from streamml.errors import CheckpointError, ConnectorError, PlanError, RecordError
 from streamml.ingest import Ingest
 from streamml.keying import Keying
+from streamml.local.exchange_source import ExchangeIngest
 from streamml.local.metering import Meter
 from streamml.local.options import LocalOptions
-from streamml.local.share import Goal, Share, Sharing
+from streamml.local.segments import Exchange, wire
+from streamml.local.share import Drain, Goal, Share, Sharing
 from streamml.local.storage import Storage
 from streamml.local.writable import writable
 from streamml.observability.figures import RunFigures
@@ -76,6 +78,8 @@ class LocalEngine:
         storage: makes the state and checkpoints of a run, in place of `Storage` (test kit).
         share: which part of the job this is; by default all of it.
         goal: positions at which the run ends, for each source; by default it ends with the input.
+        ends: the input counts as ended at the goal, as it had for other workers when the job was stopped.
+        exchange: where the other segments are, for a worker of a pipeline that changes its key: it runs its own only.
     """
 
     def __init__(
@@ -95,31 +99,42 @@ class LocalEngine:
         storage: Callable[[], Storage] | None = None,
         share: Share | None = None,
         goal: Mapping[str, Mapping[str, Any]] | None = None,
+        ends: bool = False,
+        exchange: Exchange | None = None,
     ) -> None:
         pipeline.check()
         if missing := {spec.tag for spec in pipeline.sources} ^ set(sources):
             msg = f"pipeline {pipeline.name!r}: sources do not match its tags; check {', '.join(sorted(missing))}"
             raise PlanError(msg)
-        self.pipeline = pipeline
         self.options = options or LocalOptions()
         self.meter = meter or Meter()
+        self._share = share or Share()
+        self._on_step = on_step or (lambda name: None)
+        self._goal = None if goal is None else Goal(goal)
+        tagged, ingest, order = len(pipeline.sources) > 1, None, None
+        self._ends = ends
+        self._onward = None
+        if exchange is not None:
+            wired = wire(pipeline, sources, sink, sides or {}, self._share, exchange, self.options, self._on_step)
+            pipeline, sources, sink, sides = wired.pipeline, wired.sources, wired.sink, wired.sides
+            tracker, ingest, order = wired.tracker or tracker, wired.ingest, wired.order
+            self._onward = wired.onward
+            if goal is not None and ingest is not None:
+                self._goal = Drain()
+        self.pipeline = pipeline
         self._sources = dict(sources)
         self._sink = sink
         self._sides = dict(sides or {})
         self._models = models
         self._clock = clock
-        self._on_step = on_step or (lambda name: None)
         self._on_progress = on_progress
         self._stopping = False
         self._tracker = tracker or WatermarkTracker()
         self._new_storage = storage or (lambda: Storage(self.options, pipeline.name, self._on_step, self._decision()))
         self._decided: int | None = None
-        self._share = share or Share()
-        self._sharing = Sharing(pipeline, self._share)
-        self._goal = None if goal is None else Goal(goal)
+        self._sharing = Sharing(pipeline, self._share, order)
         self._read = 0
-        tagged = len(pipeline.sources) > 1
-        self._ingest = {
+        self._ingest: dict[str, Ingest | ExchangeIngest] = ingest or {
             spec.tag: Ingest(spec, pipeline.name, self._tracker, tagged=tagged) for spec in pipeline.sources
         }
 
@@ -200,7 +215,8 @@ class LocalEngine:
                 cache_bytes=(self.options.cache_mb << 20) // len(self.pipeline.stages),
             )
             opened.append(stage)
-            self._stages.append((Keying(spec) if spec.selector is not None else None, stage))
+            keyed = spec.selector is not None and not self._share.segment  # rows of an exchange have their keys
+            self._stages.append((Keying(spec) if keyed else None, stage))
         now = self._clock()
         for tag, source in self._sources.items():  # before the sinks: an input that is not there empties no output
             source.open(manifest.get("sources", {}).get(tag))
@@ -227,7 +243,7 @@ class LocalEngine:
         next_checkpoint = time.monotonic() + interval
         next_progress = time.monotonic()
         sources = list(self._sources.items())
-        turn = 0
+        turn, sizes = 0, options.sizes()
         while not self._stopping:
             got = False
             live = [item for item in sources if not item[1].finished]
@@ -235,7 +251,11 @@ class LocalEngine:
                 break
             tag, source = live[turn % len(live)]
             turn += 1
-            chunk = source.poll(options.batch_size, 0.0 if len(live) > 1 and turn % len(live) else poll)
+            if held := self._onward is not None and self._onward.full(poll):
+                chunk = None
+            else:
+                most = options.batch_size if sizes is None else sizes.size
+                chunk = source.poll(most, 0.0 if len(live) > 1 and turn % len(live) else poll)
             now = self._clock()
             if chunk is not None and self._goal is not None:
                 chunk = self._goal.cut(tag, chunk)
@@ -250,24 +270,29 @@ class LocalEngine:
                 meter.read(mine)
                 if mine:
                     meter.batch(mine, time.perf_counter() - started)
+                if sizes is not None:
+                    sizes.done(len(chunk.payloads), time.perf_counter() - started, _waiting(source))
             self._follow(tag, source, now)
-            if not got or turn % 16 == 0:
+            if held:
+                for name in self._tracker.partitions():  # it was not they that were silent
+                    self._tracker.observe(name, [], now)
+            elif not got or turn % 16 == 0:
                 self._housekeeping(now)
             monotonic = time.monotonic()
             if monotonic >= next_checkpoint:
                 self._checkpoint(finished=False)
                 next_checkpoint = max(next_checkpoint + interval, time.monotonic())
             if monotonic >= next_progress:
-                self._report()
+                self._report(now)
                 next_progress = monotonic + 0.1
         finished = not self._stopping
         nothing_new = finished and self._was_finished and self._read == 0
-        if self._goal is not None:
+        if self._goal is not None and not self._ends:
             finished = nothing_new
         if finished and not nothing_new:
             self._through(_tick(MAX_TIME), 0, self._clock())
         self._checkpoint(finished=finished)
-        self._report()
+        self._report(self._clock())
         problems = tuple(self._storage.restored.problems) if self._storage.restored else ()
         return RunResult(finished, meter.figures(), problems, dict(meter.side_counts), nothing_new)
 
@@ -283,8 +308,8 @@ class LocalEngine:
     def _housekeeping(self, now: int) -> None:
         """Do what is due although no records came: idle partitions, processing-time timers."""
         before = self._tracker.current
-        if self._tracker.idle(now) > before:
-            self._through(_tick(self._tracker.current), 0, now)
+        if (reached := self._tracker.idle(now)) > before:
+            self._through(_tick(reached), 0, now)
         for number, (_, stage) in enumerate(self._stages):
             if (output := stage.tick(now)) is not None:
                 self._write_sides(output.sides)
@@ -304,8 +329,15 @@ class LocalEngine:
             if output.sides and (sharing.first or number >= sharing.stage):
                 self._write_sides(output.sides)
             batch = output.main
+        onward = self._onward
+        if onward is not None:
+            batch, bad = onward.key(batch)
+            if bad:
+                self._write_sides({"rejected": bad})
         if len(batch):
             self._write(batch)
+        if onward is not None:
+            onward.passed(batch.watermark)
         self.meter.watermark(batch.watermark, now)
 
     def _write(self, batch: Batch) -> None:
@@ -376,17 +408,23 @@ class LocalEngine:
             for tag, source in self._sources.items():
                 if (tell := getattr(source, "committed", None)) is not None:
                     tell(positions[tag])
+            seconds = time.perf_counter() - started
+            if storage.checkpoints is not None:
+                storage.checkpoints.retire()  # last, since what was committed is visible already
         except (CheckpointError, ConnectorError):
             self.meter.checkpoint_failed()
             raise
-        self.meter.checkpoint(number, time.perf_counter() - started, info.bytes if info is not None else 0)
+        self.meter.checkpoint(number, seconds, info.bytes if info is not None else 0)
 
-    def _report(self) -> None:
+    def _report(self, now: int) -> None:
+        self.meter.connectors(self._sources.values(), [sink for _, sink in self._all_sinks()], now)
         if self._on_progress is not None:
-            shares = [share for source in self._sources.values() if (share := source.progress()) is not None]
-            lag = sum(sum(source.lag().values()) for source in self._sources.values())
-            self.meter.position(min(shares) if len(shares) == len(self._sources) else None, lag)
             self._on_progress(self.meter.figures())
+
+
+def _waiting(source: Source) -> int:
+    """Return how many events wait, 0 where the source tells bytes only."""
+    return sum(source.lag().values()) if getattr(source, "lag_unit", "events") == "events" else 0
 
 
 def _tick(watermark: int) -> Batch:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from streamml.local.rescale import locked, rescale
+from streamml.local.rescale import end_of, locked, rescale
+from streamml.local.segments import stage_names
 from streamml.local.share import check_share
 from streamml.local.workers import JobResult, Restarts, Workers
 from streamml.observability.figures import RunFigures
@@ -21,9 +22,10 @@ class WorkerJob:
 
     Every worker reads all of the input, so each knows the same watermark, and keeps the rows of its own key groups. It
     has its own state, checkpoints and outputs, and a cut of its own: none waits for another. If the state is of
-    another number of
-        workers, those read on
-    to one place of the input first, and their state is dealt out anew.
+    another number of workers, those read on to one place of the input first, and their state is dealt out anew.
+
+    A pipeline that changes its key is cut there into segments, each with as many workers: what a worker of one segment
+    commits at a checkpoint, those of the next one read from its log.
 
     Args:
         pipeline: what is run, to be checked before any process is started.
@@ -84,6 +86,11 @@ class WorkerJob:
             count = self._count or now.count
             check_share(self._pipeline, count)
             before: list[JobResult] = []
+            if (end := end_of(now)) is not None:
+                self._say("the input has ended for some workers: the others read on to there first")
+                before.append(self._run(now, lock, end, ends=True))
+                if self._stopping:
+                    return before[0]
 
             def read_on(goal: Mapping[str, Any]) -> bool:
                 self._say(f"{now.count} workers before, {count} now: reading on to one place of the input")
@@ -92,14 +99,17 @@ class WorkerJob:
                     self._say(f"dealing out the state of {now.count} to {count} workers")
                 return not self._stopping
 
-            workers = rescale(now, count, read_on, self._on_step)
+            workers = rescale(now, count, read_on, self._on_step, stage_names(self._pipeline))
             if workers is None:
-                return before[0]
+                return before[-1]
             self._on_start(workers)
             return self._run(workers, lock, None)
 
-    def _run(self, folders: WorkerFolders, lock: int, goal: Mapping[str, Any] | None) -> JobResult:
-        self._running = Workers(folders, self._make, self._arguments, lock=lock, goal=goal, **self._options)
+    def _run(
+        self, folders: WorkerFolders, lock: int, goal: Mapping[str, Any] | None, *, ends: bool = False
+    ) -> JobResult:
+        options = {"lock": lock, "goal": goal, "ends": ends, **self._options}
+        self._running = Workers(folders, self._make, self._arguments, **options)
         if self._stopping:
             self._running.stop()
         return self._running.run()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from streamml.observability import Metrics
 from streamml.observability.figures import RunFigures
+from streamml.ports import Sink, Source
 from streamml.times import MAX_TIME, MIN_TIME
 
 __all__ = ["Meter"]
@@ -38,7 +40,8 @@ class Meter:
         self._latency = m.histogram("streamml_latency_seconds")
         self._watermark = m.gauge("streamml_watermark_seconds")
         self._watermark_lag = m.gauge("streamml_watermark_lag_seconds")
-        self._lag = m.gauge("streamml_source_lag_events")
+        self._lag_events = m.gauge("streamml_source_lag_events")
+        self._lag_bytes = m.gauge("streamml_source_lag_bytes")
         self._checkpoints = m.counter("streamml_checkpoints_total")
         self._checkpoint_failures = m.counter("streamml_checkpoint_failures_total")
         self._checkpoint_duration = m.histogram("streamml_checkpoint_duration_seconds")
@@ -50,6 +53,8 @@ class Meter:
         self._out = 0
         self._last_watermark = MIN_TIME
         self._progress: float | None = None
+        self._waiting: int | None = None
+        self._behind: float | None = None
         self._last_checkpoint: tuple[int, float, int] | None = None
         self._recent_drift: list[str] = []
         self.models: tuple[str, ...] = ()
@@ -102,10 +107,29 @@ class Meter:
         """Count a checkpoint that failed."""
         self._checkpoint_failures.inc()
 
-    def position(self, progress: float | None, lag: int) -> None:
-        """Note how far the input was read."""
-        self._progress = progress
-        self._lag.set(lag)
+    def connectors(self, sources: Collection[Source], sinks: Iterable[Sink], now: int) -> None:
+        """Note how far the input was read, and what sources and sinks measure of themselves.
+
+        Args:
+            sources: of the run.
+            sinks: of the run.
+            now: wall clock, ms.
+        """
+        shares = [share for source in sources if (share := source.progress()) is not None]
+        self._progress = min(shares) if shares and len(shares) == len(sources) else None
+        lags: dict[str, list[int]] = {"events": [], "bytes": []}
+        ages: list[float] = []
+        for source in sources:
+            lags[getattr(source, "lag_unit", "events")] += source.lag().values()
+            if (lag_seconds := getattr(source, "lag_seconds", None)) is not None:
+                ages += lag_seconds(now).values()
+        self._lag_events.set(sum(lags["events"]))
+        self._lag_bytes.set(sum(lags["bytes"]))
+        self._waiting = sum(lags["events"]) if lags["events"] else None
+        self._behind = max(ages, default=None)
+        for item in (*sources, *sinks):
+            if (measure := getattr(item, "measure", None)) is not None:
+                measure(self.metrics, now)
 
     def figures(self) -> RunFigures:
         """Return the figures so far."""
@@ -125,6 +149,8 @@ class Meter:
             p50=self._latency.quantile(0.5),
             p95=self._latency.quantile(0.95),
             p99=self._latency.quantile(0.99),
+            lag_events=self._waiting,
+            lag_seconds=self._behind,
             watermark_ms=self._last_watermark if self._last_watermark > MIN_TIME else None,
             late=counts["late"],
             rejected=counts["rejected"],

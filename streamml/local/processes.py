@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from streamml.local.share import Share
 from streamml.observability.figures import RunFigures
 
 __all__ = ["WorkerProcess"]
@@ -52,6 +53,8 @@ class WorkerProcess:
 
     Attributes:
         index: its number.
+        segment: number of the segment that it runs.
+        name: for messages.
         figures: what it said last; None while it starts.
         kept: what it counted in each life that is over, up to the checkpoint from which the next one went on:
             `figures`, `sides`, `kinds`.
@@ -61,9 +64,11 @@ class WorkerProcess:
         said: the last lines of its standard error.
     """
 
-    def __init__(self, index: int, request: Mapping[str, Any], say: Callable[[str], None]) -> None:
-        self.index = index
-        self.request = request
+    def __init__(self, share: Share, request: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        self.index = share.index
+        self.segment = share.segment
+        self.name = f"worker {share.index}" + (f" of segment {share.segment}" if share.segments > 1 else "")
+        self.request = {**request, "ended": False}
         self.figures: RunFigures | None = None
         self.kept: list[dict[str, Any]] = []
         self.message: tuple[str, Any] | None = None
@@ -105,9 +110,19 @@ class WorkerProcess:
         self._readers = [_Lines(reading, self._message), _Lines(self._process.stderr.fileno(), self._log)]
         for reader in self._readers:
             selector.register(reader.fd, selectors.EVENT_READ, (self, reader))
-        with contextlib.suppress(BrokenPipeError):  # it has died already, which is seen when it is waited for
-            self._process.stdin.write(msgspec.json.encode(self.request) + b"\n")
-            self._process.stdin.flush()
+        self._send(msgspec.json.encode(self.request))
+
+    def tell_ended(self) -> None:
+        """Tell it that the workers of the segment before have all ended."""
+        if not self.request["ended"]:
+            self.request["ended"] = True
+            self._send(b"ended")
+
+    def _send(self, line: bytes) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it has died already, which is seen when it is waited for
+                self._process.stdin.write(line + b"\n")
+                self._process.stdin.flush()
 
     def read(self, selector: selectors.BaseSelector, reader: Any) -> None:
         """Read what came from it."""
@@ -186,4 +201,4 @@ class WorkerProcess:
     def _log(self, line: bytes) -> None:
         text = line.decode(errors="replace")
         self.said.append(text)
-        self._say(f"worker {self.index}: {text}")
+        self._say(f"{self.name}: {text}")

@@ -22,14 +22,19 @@ from streamml.state.restore import restore_files
 from streamml.state.rocks import RocksStore
 from streamml.state.workers import WorkerFolders, remove_others, write_workers
 
-__all__ = ["deal_out_anew", "goal_of", "locked", "rescale"]
+__all__ = ["deal_out_anew", "end_of", "goal_of", "locked", "rescale"]
 
 Step = Callable[[str], None]
+_BY_STAGE = ("stage_ids", "stages")
 _PATIENCE = 15.0  # seconds that processes of a job that was killed may take to end
 
 
 def rescale(
-    now: WorkerFolders, count: int, read_on: Callable[[Mapping[str, Any]], bool], step: Step = lambda name: None
+    now: WorkerFolders,
+    count: int,
+    read_on: Callable[[Mapping[str, Any]], bool],
+    step: Step = lambda name: None,
+    stages: Sequence[Sequence[str]] = ((),),
 ) -> WorkerFolders | None:
     """Change the number of workers of a job that is not running; call it inside `locked`.
 
@@ -39,22 +44,32 @@ def rescale(
         now: the workers that there are.
         count: how many are wanted.
         read_on: runs those that there are until all have read up to the given positions (a `Goal`), with a checkpoint
-            there, and says whether they came to that.
+            there and nothing left in the exchanges between them, and says whether they came to that.
         step: called after each step that is visible on disk.
+        stages: names of the stages of each segment of the pipeline, see `streamml.local.segments`.
 
     Returns:
         The new workers; None if `read_on` said no.
+
+    Raises:
+        StateError: the state is of workers of a pipeline that was cut into other segments.
     """
+    if now.generation and now.segments != len(stages):
+        msg = (
+            f"state folder {now.root}: its workers run a pipeline that changes its key {now.segments - 1} times, this "
+            f"one does {len(stages) - 1} times. Run the pipeline as it was, or start with an empty state folder."
+        )
+        raise StateError(msg)
     remove_others(now, step)
     if count == now.count:
         return now
-    new = now.next(count)
-    if not any(map(has_checkpoints, now.folders())):
+    new = now.next(count, len(stages))
+    if not any(map(has_checkpoints, now.all_folders())):
         write_workers(new, step)
         return new
     if not read_on(goal_of(now)):
         return None
-    deal_out_anew(now, new, step)
+    deal_out_anew(now, new, step, stages)
     write_workers(new, step)
     remove_others(new, step)
     return new
@@ -71,6 +86,15 @@ def goal_of(workers: WorkerFolders) -> dict[str, Any]:
     return {tag: furthest([sources[tag] for sources in found]) for tag in found[0]}
 
 
+def end_of(workers: WorkerFolders) -> dict[str, Any] | None:
+    """Return where the input ended for some workers that the others of the first segment have not got to, else None."""
+    found = [_peek(folder / "checkpoints") or {} for folder in workers.folders()]
+    ended = [manifest["sources"] for manifest in found if manifest.get("finished")]
+    if not ended or len(ended) == len(found):
+        return None
+    return {tag: furthest([sources[tag] for sources in ended]) for tag in ended[0]}
+
+
 def _peek(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of the newest checkpoint that looks whole."""
     for info in reversed(Checkpoints(folder).list(contents=False)):
@@ -82,17 +106,34 @@ def _peek(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def deal_out_anew(now: WorkerFolders, new: WorkerFolders, step: Step = lambda name: None) -> None:
-    """Build the folders of new workers, which count once `write_workers` has said so."""
-    loaded = [_newest(folder) for folder in now.folders()]
-    _check_one_cut(now, loaded)
-    plan = merge_stages([origin.data for origin in loaded])
+def deal_out_anew(
+    now: WorkerFolders, new: WorkerFolders, step: Step = lambda name: None, stages: Sequence[Sequence[str]] = ((),)
+) -> None:
+    """Build the folders of new workers, which count once `write_workers` has said so.
+
+    Nothing is left in the exchanges of the old ones, so those of the new ones begin empty.
+    """
     building = new.home.with_name(f"{new.home.name}.tmp")
     for left_over in (building, new.home):
         if left_over.exists():
             shutil.rmtree(left_over)
     building.mkdir(parents=True)
     step("generation begun")
+    for segment, names in enumerate(stages):
+        _deal_out_segment(now, new, segment, names, building, step)
+    sync_folder(building)
+    building.rename(new.home)
+    sync_folder(new.root)
+    step("generation renamed")
+
+
+def _deal_out_segment(
+    now: WorkerFolders, new: WorkerFolders, segment: int, names: Sequence[str], building: Path, step: Step
+) -> None:
+    apart = now.segments == new.segments  # else one process had the stages of all segments
+    loaded = [_newest(folder) for folder in now.folders(segment if apart else 0)]
+    _check_one_cut(now, loaded)
+    plan = merge_stages([origin.data if apart else _only(origin.data, names) for origin in loaded])
     with ExitStack() as stack:
         stores = []
         for index, origin in enumerate(loaded):
@@ -102,21 +143,25 @@ def deal_out_anew(now: WorkerFolders, new: WorkerFolders, step: Step = lambda na
             stores.append(store)
             step("origin opened")
         for index in range(new.count):
-            folder = building / new.folder(index).name
+            folder = building / new.folder(index, segment).relative_to(new.home)
+            folder.mkdir(parents=True)
             with ExitStack() as inner:
                 target = RocksStore(folder / "live")
                 inner.callback(target.close)
                 deal_out(plan, stores, index, new.count, target, step)
-                Checkpoints(folder / "checkpoints", on_step=step).save(1, target, _manifest(plan, loaded))
+                Checkpoints(folder / "checkpoints", on_step=step).save(1, target, _manifest(plan, loaded, segment))
             shutil.rmtree(folder / "live")
             sync_folder(folder)
             step("worker built")
     for index in range(now.count):
         shutil.rmtree(building / f"from-{index:04d}")
-    sync_folder(building)
-    building.rename(new.home)
-    sync_folder(new.root)
-    step("generation renamed")
+    sync_folder((building / new.folder(0, segment).relative_to(new.home)).parent)
+
+
+def _only(data: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return what a checkpoint says of some of its stages."""
+    chosen = {part: {name: value for name, value in data[part].items() if name in names} for part in _BY_STAGE}
+    return {**data, **chosen}
 
 
 def _newest(folder: Path) -> Loaded:
@@ -137,8 +182,11 @@ def _check_one_cut(workers: WorkerFolders, loaded: Sequence[Loaded]) -> None:
         raise StateError(msg)
 
 
-def _manifest(plan: Plan, loaded: Sequence[Loaded]) -> dict[str, Any]:
-    """Return what goes with the first checkpoint of each new worker. It has no sinks: they begin parts of their own."""
+def _manifest(plan: Plan, loaded: Sequence[Loaded], segment: int) -> dict[str, Any]:
+    """Return what goes with the first checkpoint of each new worker of a segment.
+
+    It has no sinks: they begin parts of their own. An exchange is read from its beginning.
+    """
     first = loaded[0].data
     marks = [origin.data["watermarks"] for origin in loaded]
     partitions: dict[str, Any] = {}
@@ -150,7 +198,9 @@ def _manifest(plan: Plan, loaded: Sequence[Loaded]) -> dict[str, Any]:
         "finished": all(origin.data["finished"] for origin in loaded),
         "stage_ids": plan.stage_ids,
         "stages": plan.stages,
-        "sources": {tag: furthest([origin.data["sources"][tag] for origin in loaded]) for tag in first["sources"]},
+        "sources": {}
+        if segment
+        else {tag: furthest([origin.data["sources"][tag] for origin in loaded]) for tag in first["sources"]},
         "watermarks": {"current": max(mark["current"] for mark in marks), "partitions": partitions},
         "sinks": {},
     }

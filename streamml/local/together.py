@@ -9,7 +9,7 @@ from typing import Any
 
 from streamml.observability.figures import RunFigures
 
-__all__ = ["from_plain", "to_plain", "together"]
+__all__ = ["from_plain", "of_segments", "to_plain", "together"]
 
 _SECONDS = ("p50", "p95", "p99", "checkpoint_seconds")
 _SUMS = (
@@ -74,6 +74,31 @@ def together(workers: Sequence[RunFigures], before: Sequence[RunFigures] = ()) -
         models=tuple(dict.fromkeys(model for figures in workers for model in figures.models)),
         cpu_us_per_event=cpu / sums["events_in"] if sums["events_in"] else None,
         elapsed=max((figures.elapsed for figures in workers), default=0.0),
+    )
+
+
+def of_segments(segments: Sequence[RunFigures]) -> RunFigures:
+    """Return the figures of a job from those of its segments: in is what the first one read, out what the last wrote.
+
+    >>> first, last = RunFigures(events_in=9, events_out=5, late=1), RunFigures(events_in=5, events_out=2, late=1)
+    >>> both = of_segments([first, last])
+    >>> both.events_in, both.events_out, both.late
+    (9, 2, 2)
+    """
+    first, last = segments[0], segments[-1]
+    if len(segments) == 1:
+        return first
+    whole = together(segments)
+    cpu = (whole.cpu_us_per_event or 0.0) * whole.events_in
+    return dataclasses.replace(
+        whole,
+        events_in=first.events_in,
+        events_out=last.events_out,
+        events_per_s=first.events_per_s,
+        progress=first.progress,
+        lag_events=first.lag_events,
+        lag_seconds=first.lag_seconds,
+        cpu_us_per_event=cpu / first.events_in if first.events_in else None,
     )
 
 

@@ -1,9 +1,9 @@
 """One worker of a job: a process that `streamml.local.workers` starts, feeds and watches.
 
 `python -m streamml.local.worker FD` reads one JSON line from standard input, what to run, and runs it. To file
-descriptor FD it writes JSON lines: figures, and how it ended. When its standard input ends, the process that started
-it is gone, and it ends at
-    once, as in a crash.
+descriptor FD it writes JSON lines: figures, and how it ended. Another line on its standard input says that all workers
+of the segment before have ended. When its standard input ends, the process that started it is gone, and it ends at
+once, as in a crash.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import msgspec
 from streamml.errors import StreamMLError
 from streamml.local.engine import LocalEngine
 from streamml.local.parts import part_uri
+from streamml.local.segments import Exchange
 from streamml.local.share import Share
 from streamml.local.together import to_plain
 from streamml.observability.figures import RunFigures
@@ -94,13 +95,20 @@ class _Line:
 
 def main() -> int:
     """Run a worker; returns the exit code."""
-    request = msgspec.json.decode(sys.stdin.buffer.readline())
-    threading.Thread(target=_watch, daemon=True).start()
+    lines = _Input()
+    request = msgspec.json.decode(lines.next())
+    ended = threading.Event()
+    if request["ended"]:
+        ended.set()
+    threading.Thread(target=_watch, args=(lines, ended), daemon=True).start()
     sys.path[:] = request["path"]
     share = Share(**request["share"])
     place = Place(share, Path(request["state_dir"]))
     line = _Line(int(sys.argv[1]), place)
-    place.engine = {"share": share, "goal": request["goal"], "on_progress": line.progress, "on_step": line.step}
+    told = {name: request[name] for name in ("goal", "ends")}
+    place.engine = {"share": share, **told, "on_progress": line.progress, "on_step": line.step}
+    if share.segments > 1:
+        place.engine["exchange"] = Exchange(Path(request["home"]), ended.is_set)
     stopped = _stop_on_sigterm(line)
     try:
         module, _, name = request["make"].partition(":")
@@ -144,10 +152,27 @@ def _stop_on_sigterm(line: _Line) -> threading.Event:
     return stopped
 
 
-def _watch() -> None:
-    """End this process when the one that started it is gone."""
-    while os.read(0, 4096) != _NO_MORE:
-        pass
+class _Input:
+    """Lines of standard input. It is read by its descriptor: a thread that waits in `sys.stdin` can't be ended."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def next(self) -> bytes:
+        """Return the next line; nothing when there is no more."""
+        while b"\n" not in self._rest:
+            data = os.read(0, 65536)
+            if data == _NO_MORE:
+                return data
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+
+def _watch(lines: _Input, ended: threading.Event) -> None:
+    """Take notice that the workers before have ended; end this process when the one that started it is gone."""
+    while lines.next() != _NO_MORE:
+        ended.set()
     os._exit(ORPHANED)
 
 

@@ -7,8 +7,9 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby, pairwise
 from typing import Any
 
 import streamml.errors
@@ -16,7 +17,7 @@ from streamml.errors import StreamMLError
 from streamml.local.engine import RunResult
 from streamml.local.processes import WorkerProcess
 from streamml.local.share import Share
-from streamml.local.together import from_plain, together
+from streamml.local.together import from_plain, of_segments, together
 from streamml.observability.figures import RunFigures
 from streamml.state.workers import WorkerFolders
 
@@ -76,6 +77,7 @@ class Workers:
         arguments: what it gets, plain JSON.
         lock: the lock of `streamml.local.rescale.locked`, which the workers inherit.
         goal: positions up to which they read, for each source; by default to the end.
+        ends: the input counts as ended there.
         restarts: when to give up.
         say: takes what workers write to standard error, and what happens to them.
         on_progress: called about ten times a second with the figures together.
@@ -90,6 +92,7 @@ class Workers:
         *,
         lock: int,
         goal: Mapping[str, Any] | None = None,
+        ends: bool = False,
         restarts: Restarts | None = None,
         say: Callable[[str], None] = lambda text: None,
         on_progress: Callable[[RunFigures], None] = lambda figures: None,
@@ -104,18 +107,21 @@ class Workers:
         self._failure: StreamMLError | None = None
         self._restarted = 0
         self.workers = []
-        for index, folder in enumerate(folders.folders()):
-            share = Share(index, folders.count, folders.generation)
+        for number, folder in enumerate(folders.all_folders()):
+            segment, index = divmod(number, folders.count)
+            share = Share(index, folders.count, folders.generation, segment, folders.segments)
             request = {
                 "make": make,
                 "arguments": arguments,
                 "state_dir": str(folder),
-                "share": {"index": share.index, "count": share.count, "generation": share.generation},
+                "share": asdict(share),
+                "home": str(folders.home),
                 "goal": goal,
+                "ends": ends,
                 "path": sys.path,
                 "debug": debug,
             }
-            self.workers.append(WorkerProcess(index, request, say))
+            self.workers.append(WorkerProcess(share, request, say))
 
     def stop(self) -> None:
         """Ask all workers to take a checkpoint and end. Safe in a signal handler."""
@@ -140,6 +146,7 @@ class Workers:
                         self._tell_all()
                     for worker in self.workers:
                         self._look_after(worker, selector)
+                    self._tell_ended()
                     if time.monotonic() >= next_progress:
                         self._on_progress(self.figures())
                         next_progress = time.monotonic() + 0.1
@@ -152,14 +159,34 @@ class Workers:
 
     def figures(self) -> RunFigures:
         """Return the figures of all workers together, those of lives that are over up to their last checkpoint."""
+        return of_segments([self._segment_figures(mine) for mine in self._segments()])
+
+    def _segments(self) -> list[list[WorkerProcess]]:
+        return [list(mine) for _, mine in groupby(self.workers, key=lambda worker: worker.segment)]
+
+    def _segment_figures(self, workers: Sequence[WorkerProcess]) -> RunFigures:
         now: list[RunFigures] = []
         before: list[RunFigures] = []
-        for worker in self.workers:
+        for worker in workers:
             *over, last = [from_plain(life["figures"]) for life in worker.kept] or [RunFigures()]
             ended = not worker.running and worker.start_at is None
             now.append(last if ended else worker.figures or RunFigures())
             before += over if ended else [*over, last]
         return together(now, before)
+
+    def _tell_ended(self) -> None:
+        """Tell the workers of each segment when all of the one before have ended in order."""
+        for before, after in pairwise(self._segments()):
+            if all(map(self._in_order, before)):
+                for worker in after:
+                    worker.tell_ended()
+
+    def _in_order(self, worker: WorkerProcess) -> bool:
+        """Return whether a worker has ended, and not because it was told to stop."""
+        if worker.running or worker.start_at is not None or worker.message is None:
+            return False
+        kind, body = worker.message
+        return bool(kind == "end" and (body["finished"] or not body["stopped"]))
 
     def _tell_all(self) -> None:
         self._told = True
@@ -178,9 +205,7 @@ class Workers:
         body: Any
         kind, body = worker.message or ("crash", "")
         if kind == "error":
-            self._fail(
-                getattr(streamml.errors, body["type"], StreamMLError)(f"worker {worker.index}: {body['message']}")
-            )
+            self._fail(getattr(streamml.errors, body["type"], StreamMLError)(f"{worker.name}: {body['message']}"))
         elif not self._told and not (kind == "end" and code == 0 and (body["finished"] or not body["stopped"])):
             self._died(worker, code, body if kind == "crash" else "")
 
@@ -194,14 +219,14 @@ class Workers:
         how = error or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}")
         if len(deaths) > limit.most:
             msg = (
-                f"worker {worker.index}: {how}; that was death {len(deaths)} within {limit.period:.0f} seconds, so the "
+                f"{worker.name}: {how}; that was death {len(deaths)} within {limit.period:.0f} seconds, so the "
                 "job stops, with state and output as of the last checkpoints. Remove the cause and start it again."
             )
             self._fail(StreamMLError(msg))
             return
         wait = limit.wait(len(deaths))
         worker.start_at = now + wait
-        self._say(f"worker {worker.index}: {how}; it is started again in {wait:.2g} s and goes on from its checkpoint")
+        self._say(f"{worker.name}: {how}; it is started again in {wait:.2g} s and goes on from its checkpoint")
 
     def _fail(self, error: StreamMLError) -> None:
         self._failure = self._failure or error

@@ -5,6 +5,7 @@ As a script it reads one JSON line for each request from standard input; see `ma
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from streamml.errors import ModelError
 from streamml.local import LocalEngine, LocalOptions
 from streamml.local.parts import part_uri
 from streamml.local.rescale import rescale
+from streamml.local.segments import Exchange, stage_names
 from streamml.local.share import Share
 from streamml.operators import Dedupe, Features, Session, Window, count, maximum, session, since_last, total, trailing
 from streamml.ports import Chunk
@@ -96,7 +98,10 @@ def build(
     if fragile is not None:
         pipeline = pipeline.then(Fragile(*fragile))
     options = {"checkpoint_interval": "100ms", "batch_size": 256, "fsync": False} | engine.pop("options", {})
-    state = WorkerFolders(folder / "state", share.count, share.generation).folder(share.index)
+    folders = WorkerFolders(folder / "state", share.count, share.generation, share.segments)
+    state = folders.folder(share.index, share.segment)
+    if share.segments > 1 and "exchange" not in engine:  # those before have run in this process, one after the other
+        engine["exchange"] = Exchange(folders.home, lambda: True)
     built = LocalEngine(
         pipeline,
         {spec.tag: _Stopping(input, stop_after, pause) for spec in pipeline.sources},
@@ -135,9 +140,28 @@ def make(arguments: dict[str, Any], place: Any) -> LocalEngine:
 
 def run_all(job: str, input: str, folder: Path, workers: WorkerFolders, stops: Any = None, **engine: Any) -> None:
     """Run all workers in this process, one after the other."""
-    for index in range(workers.count):
-        share = Share(index, workers.count, workers.generation)
-        build(job, input, folder, share, stop_after=None if stops is None else stops[index], **engine).run()
+    for segment, index in itertools.product(range(workers.segments), range(workers.count)):
+        share = Share(index, workers.count, workers.generation, segment, workers.segments)
+        stop_after = None if stops is None else stops[index]
+        if segment and stops is not None:
+            _wait_in_vain(job, input, folder, share, workers.home, **engine)
+        else:
+            build(job, input, folder, share, stop_after=stop_after, **engine).run()
+
+
+def _wait_in_vain(job: str, input: str, folder: Path, share: Share, home: Path, **engine: Any) -> None:
+    """Run a worker whose segment before was stopped; stop it when it has looked for more a few times."""
+    looks = 0
+
+    def ended() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 30:
+            waiting.stop()
+        return False
+
+    waiting = build(job, input, folder, share, exchange=Exchange(home, ended), **engine)
+    waiting.run()
 
 
 def change(
@@ -150,7 +174,7 @@ def change(
         run_all(job, input, folder, now, goal=goal, **engine)
         return True
 
-    workers = rescale(now, count, read_on, step)
+    workers = rescale(now, count, read_on, step, stage_names(PIPELINES[job]()))
     assert workers is not None
     return workers
 

@@ -78,10 +78,18 @@ def test_what_workers_can_not_share_is_refused_before_they_start(
     assert not list(home.glob("out*")) and not (home / "st" / "gen-0001").exists()
 
 
-def test_a_pipeline_with_two_keys_is_refused_for_workers(cli: Any, home: Path, stream: list[str]) -> None:
+@pytest.mark.slow
+def test_a_pipeline_with_two_keys_runs_in_two_segments(cli: Any, home: Path) -> None:
     job = (home / "clicks.py").read_text()
     (home / "clicks.py").write_text(job.replace(".then(Number())", '.key_by("ts").then(Number())'))
-    done = cli(*RUN, "--workers", "2")
-    assert done.code == 2
-    assert "keyed by user, then by ts" in done.err
-    assert json.loads(cli(*RUN, "--workers", "1", "--json").out)["finished"]
+    (home / "in.jsonl").write_text("\n".join(clicks()))
+    assert cli(*RUN[:4], "--sink", "file:alone.jsonl", "--json").json["finished"]
+    done = cli(*RUN, "--workers", "2", "--json")
+    assert (done.code, done.err) == (0, "")
+    body = done.json
+    assert (body["finished"], body["figures"]["events_in"], body["sink"]) == (True, 2000, "file:out.g0001-s01-w*.jsonl")
+    parts = [(home / f"out.g0001-s01-w000{index}.jsonl").read_text().splitlines() for index in (0, 1)]
+    assert all(parts) and body["figures"]["events_out"] == len(parts[0]) + len(parts[1])
+    assert sorted(parts[0] + parts[1]) == sorted((home / "alone.jsonl").read_text().splitlines())
+    assert body["sides"]["rejected"]["records"] == 40
+    assert list(home.glob(Path(body["sides"]["rejected"]["uri"].removeprefix("file:")).name))

@@ -15,7 +15,7 @@ import streamml as sml
 from streamml.connectors.files import FileSource
 from streamml.connectors.memory import MemorySink, MemorySource
 from streamml.connectors.positions import furthest, held, records
-from streamml.errors import PlanError, StateError, UnsupportedError
+from streamml.errors import PlanError, StateError
 from streamml.generate.payments import payments
 from streamml.local import LocalEngine, LocalOptions
 from streamml.local.parts import part_uri
@@ -168,11 +168,7 @@ def test_every_event_counts_once_in_the_sum_over_the_workers(input: Path, tmp_pa
     assert all(each.events_in > EVENTS / 10 for each in figures)
 
 
-def test_a_pipeline_that_changes_its_key_is_refused_with_the_reason() -> None:
-    pipeline = jobs.features().key_by("merchant")
-    check_share(pipeline, 1)
-    with pytest.raises(UnsupportedError, match=r"keyed by card_id, then by merchant.*--workers 1, or on the flink"):
-        check_share(pipeline, 2)
+def test_more_workers_than_key_groups_are_refused() -> None:
     with pytest.raises(PlanError, match=r"129 workers.*128 key groups"):
         check_share(jobs.features(), 129)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -35,10 +35,11 @@ class JobSnapshot:
         there = read_workers(folder)
         self.workers: dict[int | None, Snapshot] = {}
         with ExitStack() as stack:
-            for index, home in enumerate(there.folders()):
-                name = None if there.generation == 0 else index
+            for number_of_worker, home in enumerate(there.all_folders()):
+                name = None if there.generation == 0 else number_of_worker
                 self.workers[name] = stack.enter_context(Snapshot(home, number))
             self._stack = stack.pop_all()
+        self._count, self._segments = there.count, there.segments
 
     def __enter__(self) -> Self:
         return self
@@ -58,14 +59,15 @@ class JobSnapshot:
         numbers = {name: snapshot.loaded.number for name, snapshot in self.workers.items()}
         return numbers[None] if None in numbers else {f"worker {name}": number for name, number in numbers.items()}
 
-    def owner(self, key: Any) -> Snapshot:
-        """Return the snapshot of the worker that has a key."""
-        first, *others = self.workers.values()
-        memories = list(first.loaded.data.get("stages", {}).values())
-        if not others or not memories:
-            return first
+    def owners(self, key: Any) -> list[Snapshot]:
+        """Return the snapshots of the workers that have a key: one in each segment of a pipeline with several keys."""
+        found = list(self.workers.values())
+        memories = list(found[0].loaded.data.get("stages", {}).values())
+        if len(found) == 1 or not memories:
+            return found[:1]
         groups = memories[0]["state"]["groups"]
-        return self.workers[owner(key_group(encode_key(key), groups), groups, len(self.workers))]
+        index = owner(key_group(encode_key(key), groups), groups, self._count)
+        return [found[segment * self._count + index] for segment in range(self._segments)]
 
     def get(self, key: Any, stage: str | None = None) -> list[KeyState]:
         """Return what each stage, or one of them, keeps for a key.
@@ -73,17 +75,17 @@ class JobSnapshot:
         Raises:
             PlanError: there is no such stage.
         """
-        return self.owner(key).get(key, stage)
+        return [found for each in _having(stage, self.owners(key)) for found in each.get(key, stage)]
 
     def keys(self, stage: str | None = None) -> Iterator[KeySize]:
         """Yield each stored key with its size, worker by worker."""
-        for snapshot in self.workers.values():
+        for snapshot in _having(stage, self.workers.values()):
             yield from snapshot.keys(stage)
 
     def sizes(self, stage: str | None = None, top: int = 10) -> list[StageSize]:
         """Return how much is stored by stage, with its largest keys."""
         totals: dict[str, StageSize] = {}
-        for snapshot in self.workers.values():
+        for snapshot in _having(stage, self.workers.values()):
             for size in snapshot.sizes(stage, top):
                 total = totals.setdefault(size.stage, StageSize(size.stage))
                 total.keys += size.keys
@@ -92,3 +94,9 @@ class JobSnapshot:
                     total.bytes[kind] += size.bytes[kind]
                 total.largest = heapq.nlargest(top, [*total.largest, *size.largest])
         return list(totals.values())
+
+
+def _having(stage: str | None, snapshots: Iterable[Snapshot]) -> list[Snapshot]:
+    """Return the snapshots that keep something for a stage; where none does, one that says so."""
+    found = list(snapshots)
+    return [each for each in found if stage is None or stage in each.stages] or found[:1]

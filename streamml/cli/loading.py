@@ -37,10 +37,10 @@ class Job:
     path: Path
     module: ModuleType
 
-    def models(self, given: Iterable[Path] = ()) -> tuple[str, ...]:
-        """Return the folders of bundles to search: the given ones or `models/` beside the job, then the shipped."""
+    def models(self, given: Iterable[str] = ()) -> tuple[str, ...]:
+        """Return the registries to search: the given ones or `models/` beside the job, then the shipped."""
         beside = self.path.parent / "models"
-        folders = [str(folder) for folder in given] or ([str(beside)] if beside.is_dir() else [])
+        folders = list(given) or ([str(beside)] if beside.is_dir() else [])
         shipped = _ready_folder() / "bundles"
         return (*folders, str(shipped)) if shipped.is_dir() else tuple(folders)
 

@@ -20,6 +20,7 @@ __all__ = [
     "ExplainChoice",
     "Job",
     "Json",
+    "LatencyTarget",
     "MetricsPort",
     "Models",
     "Overwrite",
@@ -110,6 +111,15 @@ CacheMb = Annotated[
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Most records in a micro-batch. Results do not depend on it.", rich_help_panel=_JOB)
 ]
+LatencyTarget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DURATION",
+        help="Latency that 99 % of events should keep; micro-batches adapt, up to --batch-size.",
+        show_default="none: micro-batches as large as they come",
+        rich_help_panel=_JOB,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -121,7 +131,7 @@ Workers = Annotated[
 ]
 EngineChoice = Annotated[Engine, typer.Option(help="Where it runs; this version has local.", rich_help_panel=_JOB)]
 Models = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         metavar="DIR",
         help="Folder of model bundles, searched before those that come with streamml. Repeatable.",

@@ -23,6 +23,7 @@ from streamml.cli.options import (
     ExplainChoice,
     Job,
     Json,
+    LatencyTarget,
     MetricsPort,
     Models,
     Overwrite,
@@ -65,6 +66,7 @@ def run(
     checkpoint_interval: CheckpointInterval = "5s",
     cache_mb: CacheMb = 512,
     batch_size: BatchSize = 1024,
+    latency_target: LatencyTarget = None,
     workers: Workers = None,
     engine: EngineChoice = Engine.LOCAL,
     models: Models = None,
@@ -125,6 +127,7 @@ def run(
         state_dir=state_dir,
         checkpoint_interval=checkpoint_interval,
         batch_size=batch_size,
+        latency_target=latency_target,
         cache_mb=cache_mb,
         overwrite=overwrite,
     )

@@ -36,10 +36,10 @@ def list_(directory: Folder, json: Json = False, debug: Debug = False) -> None:
 
     workers = read_workers(directory)
     bodies = []
-    for number, folder in enumerate(workers.folders()):
+    for number, folder in enumerate(workers.all_folders()):
         checkpoints = checkpoints_of(folder)
         found = checkpoints.list()
-        aside = sorted(path.name for path in checkpoints.root.glob("bad-chk-*"))
+        aside = checkpoints.aside()
         bodies.append({"checkpoints": found, "put_aside": aside})
         if json:
             continue
@@ -49,8 +49,8 @@ def list_(directory: Folder, json: Json = False, debug: Debug = False) -> None:
         for info in found:
             taken = "-" if info.created_ms is None else format_time(info.created_ms)
             table.add_row(str(info.number), taken, format_bytes(info.bytes), info.problem or "whole")
-        for name in aside:
-            table.add_row(name, "-", "-", "damaged, put aside")
+        for name, what in aside.items():
+            table.add_row(name, "-", "-", what)
         _print(table)
     if json:
         _json({"workers": bodies} if workers.generation else bodies[0])

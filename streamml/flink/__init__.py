@@ -1,16 +1,20 @@
-"""PyFlink as an engine, and our operators inside a PyFlink program."""
+"""PyFlink as an engine, our operators inside a PyFlink program, and models in Flink SQL."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streamml.flink import sql
     from streamml.flink.stage import Stage, keyed_stage
 
-__all__ = ["Stage", "keyed_stage"]
+__all__ = ["Stage", "keyed_stage", "sql"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sql":
+        return importlib.import_module("streamml.flink.sql")
     if name in __all__:
         from streamml.flink import stage
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -185,9 +186,10 @@ class TrialCluster:
             "taskmanager.memory.network.min": "64m",
             "taskmanager.memory.network.max": "64m",
             "taskmanager.memory.managed.size": "256m",
-            "taskmanager.memory.jvm-metaspace.size": "256m",
+            "taskmanager.memory.jvm-metaspace.size": "512m",
             "taskmanager.memory.jvm-overhead.min": "64m",
             "taskmanager.memory.jvm-overhead.max": "64m",
+            "env.java.opts.all": _java_options(),
             "python.executable": sys.executable,
             "python.client.executable": sys.executable,
             "io.tmp.dirs": str(self.folder / "tmp"),
@@ -241,6 +243,13 @@ class TrialCluster:
     def _read(self) -> _State:
         path = self.folder / _FILE
         return msgspec.json.decode(path.read_bytes(), type=_State) if path.is_file() else _State(self.port, [])
+
+
+def _java_options() -> str:
+    """Return the modules of Java that Flink opens to itself; Arrow batches need them."""
+    text = (flink_home() / "conf" / "config.yaml").read_text()
+    found = re.search(r"^ +all: (--add-\S+(?: \S+)*)$", text, re.M)
+    return found[1] if found is not None else ""
 
 
 def _quoted(value: str) -> str:

@@ -10,6 +10,7 @@ from pyflink.datastream import KeyedProcessFunction, ProcessFunction, RuntimeCon
 from pyflink.datastream.state import MapStateDescriptor
 
 from streamml.flink.host import Group, HostPlan, StageHost
+from streamml.flink.metrics import StageMeter
 from streamml.flink.pickling import dumps, loads
 from streamml.flink.store import FlinkMaps
 from streamml.flink.watermark import from_flink, to_flink
@@ -18,6 +19,13 @@ from streamml.state.descriptors import NEVER
 __all__ = ["BYTES", "KeyedStageFunction", "StageFunction"]
 
 BYTES = Types.PRIMITIVE_ARRAY(Types.BYTE())
+
+
+def _opened(data: bytes) -> StageHost:
+    plan: HostPlan = loads(data)
+    host = StageHost(plan)
+    host.open(StageMeter() if not plan.scripted and not plan.typed else None)
+    return host
 
 
 class StageFunction(ProcessFunction):
@@ -29,8 +37,7 @@ class StageFunction(ProcessFunction):
         self._group: Group
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        self._host = StageHost(loads(self._plan))
-        self._host.open()
+        self._host = _opened(self._plan)
         self._group = self._host.whole()
 
     def close(self) -> None:
@@ -54,8 +61,7 @@ class KeyedStageFunction(KeyedProcessFunction):
         """Earliest Flink timer that is set, by (number of the group, 0 event time or 1 processing time)."""
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        self._host = StageHost(loads(self._plan))
-        self._host.open()
+        self._host = _opened(self._plan)
         rows, entries, timers = (
             runtime_context.get_map_state(MapStateDescriptor(name, BYTES, BYTES))
             for name in ("rows", "entries", "timers")

@@ -12,6 +12,7 @@ import msgspec
 
 from streamml.contract import Opening
 from streamml.flink.envelope import Envelopes
+from streamml.flink.metrics import StageMeter
 from streamml.flink.outputs import ContentPositions, Sides, StageOutputs
 from streamml.flink.store import MEMORY, FlinkMaps, FlinkStore
 from streamml.flink.watermark import before_each
@@ -116,6 +117,7 @@ class StageHost:
         self._outputs = StageOutputs(schemas, following, plan.selected, plan.sides, typed=plan.typed, timed=plan.timed)
         self._operators = plan.stage.operators
         self._template: StageRuntime | None = None
+        self._meter: StageMeter | None = None
         ttls = [
             ttl
             for op in self._operators
@@ -124,8 +126,14 @@ class StageHost:
         ]
         self._sweep_every = max(min(ttls) // 2, 60_000) if ttls else 0
 
-    def open(self, metrics: Any = None) -> None:
-        """Open the operators, once for all groups."""
+    def open(self, meter: StageMeter | None = None) -> None:
+        """Open the operators, once for all groups.
+
+        Args:
+            meter: counts what the stage does; its frames are yielded with the outputs. None for no figures.
+        """
+        self._meter = meter
+        metrics = meter.metrics if meter is not None else None
         opening = Opening(self.plan.pipeline, models=self.plan.models, metrics=metrics)
         self._template = StageRuntime(self._operators, MemoryStore(), groups=1, opening=opening)
 
@@ -156,6 +164,9 @@ class StageHost:
 
     def batch(self, group: Group, payload: bytes, count: int, watermark: int, now: int) -> Iterator[bytes]:
         """Handle a batch; yields joined records, see `wire.join`."""
+        if self._meter is not None:
+            self._meter.start()
+            self._meter.batch(count)
         payloads, before = split(payload, count)
         # A restored job may see records before it sees the watermark of the checkpoint.
         watermark = max(watermark, group.runtime.watermark)
@@ -165,6 +176,7 @@ class StageHost:
                 batch, unkeyed = self._keying.assign(batch)
                 bad += unkeyed
             yield from self._finish(group, group.runtime.process(batch, now), now, bad)
+        yield from self._figures(group, now)
 
     def _decoded(
         self, payloads: list[bytes], marks: list[int], now: int
@@ -183,14 +195,24 @@ class StageHost:
 
     def advance(self, group: Group, watermark: int, now: int) -> Iterator[bytes]:
         """Fire the event-time timers up to a watermark."""
+        if self._meter is not None:
+            self._meter.start()
         tick = Batch([], times=[], ids=[], watermarks=[], watermark=watermark)
         yield from self._finish(group, group.runtime.process(tick, now), now, [])
+        yield from self._figures(group, now)
 
     def tick(self, group: Group, now: int) -> Iterator[bytes]:
         """Fire the processing-time timers that are due."""
+        if self._meter is not None:
+            self._meter.start()
         output = group.runtime.tick(now)
         if output is not None:
             yield from self._finish(group, output, now, [])
+        yield from self._figures(group, now)
+
+    def _figures(self, group: Group, now: int) -> Iterator[bytes]:
+        if self._meter is not None and (frame := self._meter.finish(group.runtime.watermark, now)) is not None:
+            yield frame
 
     def _finish(self, group: Group, output: Output, now: int, bad: list[dict[str, Any]]) -> Iterator[bytes]:
         if group.store is not None:
@@ -202,7 +224,11 @@ class StageHost:
         sides: Sides = output.sides
         if bad:
             sides["rejected"] = bad + sides.get("rejected", [])
+        unwritable = -len(sides.get("rejected", ()))
         main = self._outputs.main(output.main, sides)
+        if self._meter is not None:
+            unwritable += len(sides.get("rejected", ()))
+            self._meter.outputs(len(output.main) - unwritable, sides)
         if main is not None:
             yield main
         for name, records in sides.items():

@@ -15,6 +15,9 @@ from streamml.pipeline import SourceSpec
 
 __all__ = ["attach_sink", "attach_source", "needs_kafka"]
 
+_PATIENCE = 30_000
+"""How long to wait for brokers while a job is submitted, ms."""
+
 _OFFSETS = {"earliest": "earliest", "latest": "latest", "committed": "committedOffsets"}
 
 
@@ -58,24 +61,27 @@ def attach_source(java: Any, spec: SourceSpec, uri: str, pipeline: str) -> Any:
 
 def _partitions(uri: str) -> int:
     if uri.startswith("kafka:"):
-        return _topic_partitions(uri)
+        return _topic_partitions("source", uri)
     path = Path(uri.partition(":")[2].removeprefix("//") or uri)
     return max(1, sum(1 for each in path.rglob("*") if each.is_file())) if path.is_dir() else 1
 
 
-def _topic_partitions(uri: str) -> int:
+def _topic_partitions(kind: str, uri: str) -> int:
+    """Return the number of partitions of an address's topics, which must be there; `create=true` makes them."""
     from streamml.connectors.kafka_address import parse_address
+    from streamml.connectors.kafka_admin import require_topics
     from streamml.connectors.kafka_client import client_module, patiently
+    from streamml.connectors.kafka_tally import Tally
 
-    address = parse_address("source", uri, {})
-    reader = importlib.import_module(client_module(address)).make_reader(address, None)
+    address = parse_address(kind, uri, {})
+    topics = list(address.topics)
+    reader = importlib.import_module(client_module(address)).make_reader(address, None, Tally())
     try:
-        found = patiently(address.where, lambda: reader.partitions(list(address.topics)), 30_000)
+        found = patiently(address.where, lambda: reader.partitions(topics), _PATIENCE)
+        if require_topics(address, topics, found, _PATIENCE):
+            found = patiently(address.where, lambda: reader.partitions(topics), _PATIENCE)
     finally:
         reader.close()
-    if missing := [topic for topic in address.topics if topic not in found]:
-        msg = f"{address.where}: there is no topic {missing[0]!r}; create it first"
-        raise ConnectorError(msg)
     return sum(map(len, found.values()))
 
 
@@ -151,6 +157,7 @@ def attach_sink(stream: Any, uri: str, *, pipeline: str, output: str) -> None:
     if uri.startswith("null:"):
         sink = jvm.org.apache.flink.streaming.api.functions.sink.v2.DiscardingSink()
     elif uri.startswith("kafka:"):
+        _topic_partitions("sink", uri)
         sink = _kafka_sink(jvm, uri, f"{pipeline}-{output}")
     elif _path(uri) is not None:
         path = jvm.org.apache.flink.core.fs.Path(_path(uri))

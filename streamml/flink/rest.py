@@ -11,7 +11,7 @@ import msgspec
 
 from streamml.errors import ConnectorError, PlanError
 
-__all__ = ["ENDED", "FlinkRest"]
+__all__ = ["ENDED", "FlinkRest", "causes_of"]
 
 ENDED = frozenset(("FINISHED", "CANCELED", "FAILED"))
 """States of a job that is over."""
@@ -38,13 +38,22 @@ class FlinkRest:
         Raises:
             ConnectorError: nobody answers there, or the answer is an error.
         """
+        raw = self.read(path, body, method=method)
+        return msgspec.json.decode(raw) if raw else None
+
+    def read(self, path: str, body: Any = None, *, method: str | None = None) -> bytes:
+        """Return the answer to a request as it is.
+
+        Raises:
+            ConnectorError: nobody answers there, or the answer is an error.
+        """
         data = None if body is None else msgspec.json.encode(body)
         request = urllib.request.Request(
             f"http://{self.address}{path}", data, {"Content-Type": "application/json"}, method=method
         )
         try:
             with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-                raw = answer.read()
+                raw: bytes = answer.read()
         except urllib.error.HTTPError as exc:
             with exc:
                 said = _first_error(exc.read())
@@ -57,7 +66,7 @@ class FlinkRest:
                 "`streamml flink cluster start` starts one on this machine."
             )
             raise ConnectorError(msg) from exc
-        return msgspec.json.decode(raw) if raw else None
+        return raw
 
     def overview(self) -> dict[str, Any]:
         """Return the cluster's task managers, slots and numbers of jobs."""
@@ -96,8 +105,7 @@ class FlinkRest:
         found = self.call(f"/jobs/{job}/exceptions")
         entries = found.get("exceptionHistory", {}).get("entries", [])
         text = entries[0].get("stacktrace", "") if entries else found.get("root-exception") or ""
-        causes = [line for line in text.splitlines() if line and not line.startswith(("\tat", "\t... "))]
-        return "\n".join(dict.fromkeys(causes[:1] + causes[-12:]))
+        return "\n".join(causes_of(text))
 
     def checkpoints(self, job: str) -> dict[str, Any]:
         """Return the numbers of checkpoints, and the newest ones."""
@@ -109,15 +117,19 @@ class FlinkRest:
         self.call(f"/jobs/{job}?mode=cancel", method="PATCH")
 
     def savepoint(self, job: str, target: str | None, *, stop: bool, patience: float = 120.0) -> str:
-        """Take a savepoint, and end the job with it if asked; returns where it is.
+        """Take a savepoint once all tasks run, and end the job with it if asked; returns where it is.
 
         Raises:
-            ConnectorError: it failed, or took longer than `patience` seconds.
+            ConnectorError: it failed, the job has ended, or it took longer than `patience` seconds.
         """
+        self.wait_for_tasks(job, patience)
         what = "stop" if stop else "savepoints"
-        body: dict[str, Any] = {"target-directory": target, "cancel-job": False}
+        # The canonical format can be read by another backend; ForSt knows its own only, and fails the job over others.
+        backend = self.call(f"/jobs/{job}/checkpoints/config").get("state_backend", "")
+        kind = "NATIVE" if "ForSt" in backend else "CANONICAL"
+        body: dict[str, Any] = {"target-directory": target, "cancel-job": False, "formatType": kind}
         if stop:
-            body = {"targetDirectory": target, "drain": False}
+            body = {"targetDirectory": target, "drain": False, "formatType": kind}
         request = self.call(f"/jobs/{job}/{what}", body)["request-id"]
         deadline = time.monotonic() + patience
         while True:
@@ -134,6 +146,28 @@ class FlinkRest:
                 raise ConnectorError(msg)
             time.sleep(0.2)
 
+    def wait_for_tasks(self, job: str, patience: float = 120.0) -> None:
+        """Wait until every task of a job runs: Flink takes no savepoint before.
+
+        Raises:
+            ConnectorError: the job has ended, or it took longer than `patience` seconds.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            found = self.job(job)
+            starting = [v["name"] for v in found["vertices"] if v["status"] not in ("RUNNING", "FINISHED")]
+            if found["state"] == "RUNNING" and not starting:
+                return
+            if found["state"] in ENDED:
+                why = self.failure(job)
+                msg = f"job {job}: it is {found['state'].lower()}, wanted a running one{': ' if why else ''}{why}"
+                raise ConnectorError(msg)
+            if time.monotonic() > deadline:
+                said = f"{starting[0].partition(' -> ')[0]!r} does not run" if starting else f"it is {found['state']}"
+                msg = f"job {job}: after {patience:.0f} s {said}; `streamml flink logs` may tell why"
+                raise ConnectorError(msg)
+            time.sleep(0.2)
+
     def wait(self, job: str, states: frozenset[str] = ENDED, patience: float = 600.0) -> str:
         """Wait until a job is in one of these states; returns it.
 
@@ -147,6 +181,12 @@ class FlinkRest:
                 raise ConnectorError(msg)
             time.sleep(0.2)
         return state
+
+
+def causes_of(trace: str) -> list[str]:
+    """Return the lines of a Java stack trace that say something: the exception and its causes, without places."""
+    causes = [line for line in trace.splitlines() if line and not line.startswith(("\tat", "\t... "))]
+    return list(dict.fromkeys(causes[:1] + causes[-12:]))
 
 
 def _first_error(raw: bytes) -> str:

@@ -15,7 +15,10 @@ from streamml.errors import PlanError
 from streamml.flink.rest import FlinkRest
 from streamml.pipeline import Pipeline
 
-__all__ = ["BACKENDS", "SubmitOptions", "submit"]
+__all__ = ["APPLICATION", "BACKENDS", "SubmitOptions", "submit"]
+
+APPLICATION = "application"
+"""In place of a JobManager's address: this process is the program of an application cluster."""
 
 BACKENDS = ("hashmap", "rocksdb", "forst")
 
@@ -25,7 +28,7 @@ class SubmitOptions:
     """How a job is submitted.
 
     Attributes:
-        jobmanager: `host:port` of the REST API.
+        jobmanager: `host:port` of the REST API, or `APPLICATION`.
         parallelism: subtasks of keyed stages and sources.
         checkpoint_interval: ms between checkpoints, which also make output visible.
         state_backend: one of `BACKENDS`; None for the cluster's.
@@ -34,6 +37,7 @@ class SubmitOptions:
         latency: how long a record may wait for others, ms.
         batch_size: most records of a key group in a batch.
         settings: more of Flink's settings.
+        notes: what Flink shows of the job beside its own, as its global parameters.
     """
 
     jobmanager: str = "localhost:8081"
@@ -45,6 +49,7 @@ class SubmitOptions:
     latency: int = 50
     batch_size: int = 1024
     settings: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def submit(
@@ -81,9 +86,14 @@ def submit(
     from streamml.flink.settings import StageSettings
 
     pipeline.check()
-    FlinkRest(options.jobmanager).overview()
-    environment = StreamExecutionEnvironment(_remote(options))
+    if options.jobmanager == APPLICATION:
+        environment = StreamExecutionEnvironment.get_execution_environment()
+        _configure(environment._j_stream_execution_environment, options)
+    else:
+        FlinkRest(options.jobmanager).overview()
+        environment = StreamExecutionEnvironment(_remote(options))
     environment.set_parallelism(options.parallelism)
+    environment.get_config().set_global_job_parameters(dict(options.notes))
     java = environment._j_stream_execution_environment
     add_jar(java)
     jars = [python_jar()]
@@ -134,7 +144,15 @@ def _remote(options: SubmitOptions) -> Any:
     host, _, port = options.jobmanager.rpartition(":")
     none = gateway.new_array(gateway.jvm.java.lang.String, 0)
     environments = gateway.jvm.org.apache.flink.streaming.api.environment.StreamExecutionEnvironment
-    return environments.createRemoteEnvironment(host, int(port), _configuration(options)._j_configuration, none)
+    made = environments.createRemoteEnvironment(host, int(port), _configuration(options)._j_configuration, none)
+    _configure(made, options)  # once more: Flink 2.3 has put defaults of its own over some of it
+    return made
+
+
+def _configure(environment: Any, options: SubmitOptions) -> None:
+    from pyflink.util.java_utils import get_j_env_configuration
+
+    get_j_env_configuration(environment).addAll(_configuration(options)._j_configuration)
 
 
 def _configuration(options: SubmitOptions) -> Any:
@@ -156,7 +174,11 @@ def _configuration(options: SubmitOptions) -> Any:
     if options.from_savepoint is not None:
         settings["execution.state-recovery.path"] = options.from_savepoint
     if options.python_archive is not None:
-        settings["python.archives"] = f"{options.python_archive}#streamml-python"
+        archive = Path(options.python_archive).resolve()
+        if not archive.is_file():
+            msg = f"--python-archive {options.python_archive}: there is no such file; wanted a packed environment"
+            raise PlanError(msg)
+        settings["python.archives"] = f"{archive}#streamml-python"
         settings["python.executable"] = "streamml-python/bin/python"
     made = Configuration()
     for name, value in {**settings, **options.settings}.items():
@@ -165,9 +187,12 @@ def _configuration(options: SubmitOptions) -> Any:
 
 
 def _send_models(environment: Any, folders: Sequence[str], workspace: Path) -> tuple[str, ...]:
-    """Send folders of bundles along; returns where a worker finds them."""
+    """Send folders of bundles along; returns where a worker finds them. Registries with an address are read there."""
     names: list[str] = []
     for number, folder in enumerate(folders):
+        if "://" in folder:
+            names.append(folder)
+            continue
         name = f"streamml-models-{number}"
         archive = shutil.make_archive(str(workspace / name), "zip", folder)
         environment.add_python_archive(archive, name)

@@ -8,10 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
+from flink_topics import committed, wait
 
 from streamml.cli.loading import load_job
 from streamml.flink.cluster import TrialCluster
@@ -67,34 +67,6 @@ def fill(address: str, topic: str, lines: list[bytes], partitions: int = 1) -> N
     assert producer.flush(60) == 0
 
 
-def committed(address: str, topic: str) -> list[bytes]:
-    """What a reader of committed data sees of a topic now."""
-    from confluent_kafka import Consumer, TopicPartition
-
-    consumer = Consumer(
-        {
-            "bootstrap.servers": address,
-            "group.id": "test",
-            "isolation.level": "read_committed",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-        }
-    )
-    consumer.assign([TopicPartition(topic, 0, 0)])
-    found: list[bytes] = []
-    deadline = time.monotonic() + 60
-    try:
-        while time.monotonic() < deadline:
-            for message in consumer.consume(10_000, 1.0):
-                if message.error() is not None:
-                    return found
-                found.append(message.value())
-    finally:
-        consumer.close()
-    raise TimeoutError(topic)
-
-
 def local_answer(lines: Path) -> dict[str, list[bytes]]:
     """What the embedded engine makes of a file."""
     import subprocess
@@ -106,13 +78,6 @@ def local_answer(lines: Path) -> dict[str, list[bytes]]:
     )
     names = {"scores": out, **{side: out.with_name(f"local.{side}.jsonl") for side in ("late", "duplicates")}}
     return {name: path.read_bytes().splitlines() for name, path in names.items()}
-
-
-def wait(what: str, there: Any, patience: float = 120) -> None:
-    deadline = time.monotonic() + patience
-    while not there():
-        assert time.monotonic() < deadline, f"no {what} within {patience:.0f} s"
-        time.sleep(0.3)
 
 
 def by_key(lines: list[bytes]) -> dict[bytes, list[bytes]]:

@@ -13,6 +13,7 @@ import pytest
 import streamml as sml
 from streamml.flink.envelope import Envelopes
 from streamml.flink.host import HostPlan, StageHost
+from streamml.flink.metrics import METRICS_OUTPUT, StageMeter
 from streamml.flink.outputs import key_bytes
 from streamml.flink.pickling import dumps, loads
 from streamml.flink.store import PREFETCH, FlinkMaps, FlinkStore
@@ -61,12 +62,12 @@ def joined(rows: list[dict[str, Any] | bytes], marks: list[int] | None = None) -
     return b"".join([*(len(r).to_bytes(4, "big") for r in records), *before, *records]), len(records)
 
 
-def host(*operators: Any, **options: Any) -> StageHost:
+def host(*operators: Any, meter: StageMeter | None = None, **options: Any) -> StageHost:
     pipeline = Pipeline("clicks", schema=Click).key_by("user")
     for operator in operators:
         pipeline = pipeline.then(operator)
     made = StageHost(HostPlan("clicks", pipeline.stages[1], pipeline.sources, "clicks", **options))
-    made.open()
+    made.open(meter)
     return made
 
 
@@ -132,6 +133,28 @@ def test_timers_outlive_the_group_and_fire_at_the_watermark() -> None:
     found = outputs(h.plan, h.advance(group, 10_000, 0))
     assert [row["sum"] for row in found["main"]] == [3]
     assert h.group(state).next_event_time > 10_000
+
+
+def test_figures_come_after_the_outputs_of_a_batch_and_operators_count_into_them() -> None:
+    class Counts(sml.KeyedOperator):
+        def open(self, opening: Any) -> None:
+            object.__setattr__(self, "seen", opening.metrics.counter("streamml_retries_total", operator=self.name))
+
+        def on_event(self, event: Any, ctx: Any) -> None:
+            self.seen.inc()
+            ctx.emit(event)
+
+    h = host(Counts(), meter=StageMeter())
+    *outputs_, frame = h.batch(h.group(maps()), *joined([click(1), b"{", click(2)]), MIN_TIME, 0)
+    assert frame[:1] == METRICS_OUTPUT
+    assert all(output[:1] != METRICS_OUTPUT for output in outputs_)
+    lines = frame[1:].decode().split("\n")
+    names = [line.split("\t")[1:] for line in lines if line.startswith(("counter", "gauge"))]
+    found = {"/".join(names[int(n)]): v for n, v in (line.split("\t")[:2] for line in lines) if n.isdigit()}
+    assert found["streamml_events_total"] == "3"
+    assert found["streamml_emitted_total"] == "2"
+    assert found["streamml_retries_total/operator/counts"] == "2"
+    assert [v for name, v in found.items() if name.startswith("streamml_rejected_total/error/DecodeError/")] == ["1"]
 
 
 def test_a_restored_group_does_not_fall_behind_its_watermark() -> None:

@@ -10,6 +10,16 @@ final class Buffer {
     private byte[] bytes = new byte[2048];
     private int used;
     private int count;
+    private long startedAt;
+
+    /** Notes when the first of the waiting records came. */
+    void startedAt(long time) {
+        startedAt = time;
+    }
+
+    long startedAt() {
+        return startedAt;
+    }
 
     void add(byte[] record, long watermark) {
         if (count == lengths.length) {

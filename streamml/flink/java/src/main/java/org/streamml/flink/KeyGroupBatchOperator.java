@@ -5,6 +5,10 @@ import java.util.List;
 import org.apache.flink.api.common.state.ListState;
 import org.apache.flink.api.common.state.ListStateDescriptor;
 import org.apache.flink.api.common.typeutils.base.LongSerializer;
+import org.apache.flink.metrics.Counter;
+import org.apache.flink.metrics.Histogram;
+import org.apache.flink.metrics.MetricGroup;
+import org.apache.flink.runtime.metrics.DescriptiveStatisticsHistogram;
 import org.apache.flink.runtime.state.StateInitializationContext;
 import org.apache.flink.runtime.state.StateSnapshotContext;
 import org.apache.flink.streaming.api.operators.AbstractStreamOperator;
@@ -29,6 +33,9 @@ public class KeyGroupBatchOperator extends AbstractStreamOperator<Row>
         implements OneInputStreamOperator<Object, Row>, BoundedOneInput {
     private static final long serialVersionUID = 1L;
 
+    /** Number of batches that percentiles are taken over. */
+    private static final int WINDOW = 1000;
+
     private final KeyReader reader;
     private final int[] numbers;
     private final int maxCount;
@@ -43,6 +50,11 @@ public class KeyGroupBatchOperator extends AbstractStreamOperator<Row>
     private transient long restored;
     private transient boolean idle;
     private transient ListState<Long> watermarks;
+
+    private transient Counter batchCounter;
+    private transient Histogram sizes;
+    private transient Histogram waits;
+    private transient volatile int pending;
 
     /** @param numbers Flink's key of each group, see {@link KeyGroups#numbers}. */
     public KeyGroupBatchOperator(KeyReader reader, int[] numbers, int maxCount, int maxBytes, long latencyMillis) {
@@ -75,6 +87,11 @@ public class KeyGroupBatchOperator extends AbstractStreamOperator<Row>
         super.open();
         buffers = new Buffer[numbers.length];
         waiting = new ArrayList<>();
+        MetricGroup metrics = getMetricGroup();
+        batchCounter = metrics.counter("streamml_batches_total");
+        sizes = metrics.histogram("streamml_batch_size_events", new DescriptiveStatisticsHistogram(WINDOW));
+        waits = metrics.histogram("streamml_batch_wait_milliseconds", new DescriptiveStatisticsHistogram(WINDOW));
+        metrics.gauge("streamml_batch_pending_events", () -> pending);
         if (restored > Long.MIN_VALUE) {
             getProcessingTimeService()
                     .registerTimer(getProcessingTimeService().getCurrentProcessingTime(), time -> catchUp());
@@ -105,8 +122,10 @@ public class KeyGroupBatchOperator extends AbstractStreamOperator<Row>
         }
         if (buffer.count() == 0) {
             waiting.add(group);
+            buffer.startedAt(getProcessingTimeService().getCurrentProcessingTime());
         }
         buffer.add(payload, watermark);
+        pending++;
         if (buffer.count() >= maxCount || buffer.size() >= maxBytes) {
             emit(group);
             waiting.remove((Integer) group);
@@ -129,6 +148,10 @@ public class KeyGroupBatchOperator extends AbstractStreamOperator<Row>
     private void emit(int group) {
         Buffer buffer = buffers[group];
         int count = buffer.count();
+        pending -= count;
+        batchCounter.inc();
+        sizes.update(count);
+        waits.update(getProcessingTimeService().getCurrentProcessingTime() - buffer.startedAt());
         output.collect(new StreamRecord<>(Row.of(numbers[group], Row.of(buffer.take(), count))));
     }
 

@@ -14,7 +14,7 @@ import org.apache.flink.util.OutputTag;
  * Splits what Python emitted for a batch into records again, each with its own event time, and sends them to the main output or to a side output.
  *
  * <p>A batch is: number of its output (1 byte, 0: main, 1: the first side output), number of records n (4 bytes), n lengths of records (4 bytes each), n lengths of keys (-1: none), n event times (8 bytes,
- * Long.MIN_VALUE: none), the records, the keys; big-endian.
+ * Long.MIN_VALUE: none), the records, the keys; big-endian. Output {@link PythonMetrics#OUTPUT} holds no records but figures.
  */
 public class UnbatchOperator extends AbstractStreamOperator<Object> implements OneInputStreamOperator<byte[], Object> {
     private static final long serialVersionUID = 1L;
@@ -33,6 +33,8 @@ public class UnbatchOperator extends AbstractStreamOperator<Object> implements O
     private final Form sideForm;
     private final List<OutputTag<Object>> sides;
 
+    private transient PythonMetrics metrics;
+
     /** @param sides tags of the side outputs, in the order of their numbers. */
     public UnbatchOperator(Form mainForm, Form sideForm, List<OutputTag<Object>> sides) {
         this.mainForm = mainForm;
@@ -41,9 +43,19 @@ public class UnbatchOperator extends AbstractStreamOperator<Object> implements O
     }
 
     @Override
+    public void open() throws Exception {
+        super.open();
+        metrics = new PythonMetrics(getMetricGroup());
+    }
+
+    @Override
     public void processElement(StreamRecord<byte[]> element) {
         ByteBuffer in = ByteBuffer.wrap(element.getValue());
         int number = in.get();
+        if (number == PythonMetrics.OUTPUT) {
+            metrics.update(element.getValue());
+            return;
+        }
         OutputTag<Object> side = number == 0 ? null : sides.get(number - 1);
         Form form = side == null ? mainForm : sideForm;
         int count = in.getInt();

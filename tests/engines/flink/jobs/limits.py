@@ -1,0 +1,3 @@
+"""Beside the job, and sent along with it."""
+
+LIMIT = 7

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streamml.contract import Context, KeyedOperator, Opening
 from streamml.errors import PlanError, RecordError
+from streamml.models.rollout import sticky
 from streamml.operators.hidden_state import Hidden, from_wire, to_wire
 from streamml.operators.rows import kept
 from streamml.operators.windows import positive_millis
@@ -17,6 +18,8 @@ from streamml.state import ObjectState
 from streamml.times import Duration
 
 if TYPE_CHECKING:
+    from streamml.models.loaded import LoadedModel
+    from streamml.models.serving import Serving
     from streamml.models.signature import Array
     from streamml.operators.sequence_model import SequenceModel
 
@@ -32,13 +35,14 @@ class InferSequence(KeyedOperator):
     With `batch=True` rows of different keys are scored together. That is faster, but a matrix product sums in another
     order in a batch of another size, so scores then agree only up to rounding.
 
-    A key starts anew after a silence of `ttl` or longer, at an event whose `reset` field is true, and when the model's
-    version is another one. An event older than the newest one of its key is scored as it comes, or with
-    `out_of_order="late"` goes to `late` and leaves the state as it is. A row on which the model fails goes to
+    The version is the one in force at the time of the key's newest event, as in `Infer`; guards and shadows are not
+    for models with a memory. A key starts anew after a silence of `ttl` or longer, at an event whose `reset` field is
+    true, and when the version is another one. An event older than the newest one of its key is scored as it comes, or
+    with `out_of_order="late"` goes to `late` and leaves the state as it is. A row on which the model fails goes to
     `rejected`, and the state stays what it was before that row. Adds the outputs and `model_version`.
 
     Args:
-        model: a bundle folder, an `.onnx` file, or the name of a model in the job's model folders.
+        model: the name of a model in the job's registries, a bundle folder, or an `.onnx` file.
         inputs: for each input of the model the field that it takes (a number or a list), or several fields for a
             vector of numbers. Dimensions that the value does not have are put in front of it.
         state: for each input that takes a state tensor the output that gives the next one.
@@ -111,53 +115,67 @@ class InferSequence(KeyedOperator):
         return [*self.outputs, "model_version"]
 
     def models(self) -> tuple[str, ...]:
-        """Return the model's name and version."""
-        return (self._model.version,)
+        """Return the champion's name and version."""
+        current = self._serving.current
+        return (f"{current.name}:{current.version}",)
 
     def open(self, opening: Opening) -> None:
-        """Load the model and check that it has what is named here."""
-        from streamml.models import open_model, resolve
+        """Load the model, check that it has what is named here, and follow its rollouts."""
+        from streamml.models.serve import serve
         from streamml.operators.sequence_model import SequenceModel
 
-        loaded = open_model(resolve(str(self.model), opening.models), warm_up=False)
-        try:
-            self._set("_model", SequenceModel(loaded, self))
-        except BaseException:
-            loaded.close()
-            raise
-        metrics, version = opening.metrics, self._model.version
-        self._set("_latency", metrics and metrics.histogram("streamml_model_latency_seconds", model=version))
-        self._set("_scored", metrics and metrics.counter("streamml_model_scored_total", model=version))
-        self._set("_errors", metrics and metrics.counter("streamml_model_errors_total", model=version))
+        who, metrics = f"{opening.pipeline}/{self.name}", opening.metrics
+        self._set("_made", lambda model: SequenceModel(model, self, metrics))
+        self._set("_known", {})
+        serving = serve(str(self.model), opening.models, who=who, metrics=metrics, check=self._made, warm_up=False)
+        self._set("_serving", serving)
 
     def close(self) -> None:
         """Release the model."""
-        if model := getattr(self, "_model", None):
-            model.loaded.close()
+        if serving := getattr(self, "_serving", None):
+            serving.close()
 
     def on_batch(self, batch: Batch, ctx: Context) -> Batch:
         """Score the rows of each key in order."""
         columns = {name: batch.column(name) for name in self.reads()}
+        versions = [""] * len(batch)
         found: dict[int, list[Any]] = {}
         lost: dict[int, Exception | int] = {}
         for rows in _waves(batch) if self.batch else ([row] for row in range(len(batch))):
-            self._score([row for row in rows if self._due(row, batch, lost)], batch, columns, found, lost)
+            due = [row for row in rows if self._due(row, batch, lost)]
+            self._score(due, batch, columns, versions, found, lost)
         for row in sorted(lost):
             why = lost[row]
             if isinstance(why, int):
                 ctx.side("late", batch.record(row), late_by_ms=why - batch.times[row], newest=why)
             else:
-                ctx.reject(batch.record(row), why, model_version=self._model.version)
+                ctx.reject(batch.record(row), why, model_version=versions[row])
         made = kept(batch, list(lost))
-        scores = [found[row] for row in sorted(found)]
+        scored = sorted(found)
+        scores, served = [found[row] for row in scored], [versions[row] for row in scored]
         made = made.with_fields(
             {
                 **{name: [row[at] for row in scores] for at, name in enumerate(self.outputs)},
-                "model_version": [self._model.version] * len(scores),
+                "model_version": served,
             }
         )
-        made.ids = [f"{id}/{self._model.version}" for id in made.ids]
+        made.ids = [f"{id}/{version}" for id, version in zip(made.ids, served, strict=True)]
+        self._serving.settle(max(batch.times), batch.watermarks[-1])
         return made
+
+    def _model(self, row: int, batch: Batch) -> SequenceModel:
+        """Return the version for a row: that of the newest event of its key, so that a key never goes back."""
+        hidden: Hidden | None = _entries(batch)[row].cells[self.hidden.slot]
+        at = batch.times[row] if hidden is None else max(batch.times[row], hidden.time)
+        rollout = self._serving.rollout(self._serving.history, at)
+        version = rollout.champion
+        if rollout.splits:
+            version = rollout.choose(sticky(self._serving.name, batch.keys[row]))
+        loaded = self._serving.model(version)
+        known = self._known.get(version)
+        if known is None or known.loaded is not loaded:
+            known = self._known[version] = self._made(loaded)
+        return known
 
     def _due(self, row: int, batch: Batch, lost: dict[int, Exception | int]) -> bool:
         """Return whether a row is to be scored; one that is too old for its key is lost."""
@@ -174,23 +192,28 @@ class InferSequence(KeyedOperator):
         rows: list[int],
         batch: Batch,
         columns: Mapping[str, list[Any]],
+        versions: list[str],
         found: dict[int, list[Any]],
         lost: dict[int, Exception | int],
     ) -> None:
         """Score rows of different keys: together where their inputs have the same shapes, alone where that fails."""
-        model = self._model
         alike: dict[Any, list[tuple[int, list[Array], Sequence[Array]]]] = {}
+        models: dict[str, SequenceModel] = {}
         for row in rows:
+            model = self._model(row, batch)
+            versions[row] = model.version
+            models[model.version] = model
             try:
                 inputs = model.arrays([_value(columns, names, row) for names in self._fields])
             except RecordError as exc:
-                self._lose(row, exc, lost)
+                self._lose(row, model, exc, lost)
                 continue
-            ready = (row, inputs, self._before(row, batch, columns))
-            alike.setdefault(tuple(array.shape for array in inputs), []).append(ready)
+            ready = (row, inputs, self._before(row, model, batch, columns))
+            alike.setdefault((model.version, *(array.shape for array in inputs)), []).append(ready)
         pending = list(alike.values())
         while pending:
             part = pending.pop()
+            model = models[versions[part[0][0]]]
             started = time.perf_counter()
             try:
                 results = model.call([(inputs, tensors) for _, inputs, tensors in part])
@@ -198,11 +221,12 @@ class InferSequence(KeyedOperator):
                 if len(part) > 1:
                     pending += [[one] for one in part]
                 else:
-                    self._lose(part[0][0], exc, lost)
+                    self._lose(part[0][0], model, exc, lost)
                 continue
-            if self._latency:
-                self._latency.observe(time.perf_counter() - started)
-                self._scored.inc(len(part))
+            if model.latency:
+                model.latency.observe(time.perf_counter() - started)
+            if model.scored:
+                model.scored.inc(len(part))
             for (row, _, _), (tensors, outputs) in zip(part, results, strict=True):
                 found[row] = outputs
                 cells = _entries(batch)[row].cells
@@ -210,23 +234,25 @@ class InferSequence(KeyedOperator):
                 newest = batch.times[row] if old is None else max(old.time, batch.times[row])
                 cells[self.hidden.slot] = Hidden(newest, model.version, tensors)
 
-    def _before(self, row: int, batch: Batch, columns: Mapping[str, list[Any]]) -> Sequence[Array]:
+    def _before(
+        self, row: int, model: SequenceModel, batch: Batch, columns: Mapping[str, list[Any]]
+    ) -> Sequence[Array]:
         """Return the state tensors that a row goes on from."""
         hidden: Hidden | None = _entries(batch)[row].cells[self.hidden.slot]
         if (
             hidden is None
-            or hidden.version != self._model.version
+            or hidden.version != model.version
             or batch.times[row] >= hidden.time + self.ttl
             or batch.watermarks[row] >= hidden.time + self.ttl
             or (self.reset is not None and columns[self.reset][row])
         ):
-            return self._model.start
+            return model.start
         return hidden.tensors
 
-    def _lose(self, row: int, error: Exception, lost: dict[int, Exception | int]) -> None:
+    def _lose(self, row: int, model: SequenceModel, error: Exception, lost: dict[int, Exception | int]) -> None:
         lost[row] = error
-        if self._errors:
-            self._errors.inc()
+        if model.errors:
+            model.errors.inc()
 
     @property
     def _fields(self) -> list[tuple[str, ...]]:
@@ -237,10 +263,9 @@ class InferSequence(KeyedOperator):
         object.__setattr__(self, name, value)
 
     if TYPE_CHECKING:
-        _model: ClassVar[SequenceModel]
-        _latency: ClassVar[Any]
-        _scored: ClassVar[Any]
-        _errors: ClassVar[Any]
+        _serving: ClassVar[Serving]
+        _known: ClassVar[dict[int, SequenceModel]]
+        _made: ClassVar[Callable[[LoadedModel], SequenceModel]]
 
 
 def _waves(batch: Batch) -> Iterator[list[int]]:

@@ -40,6 +40,14 @@ class Scores:
             self._versions = [self._whole] * self._rows
         return self._versions
 
+    def by_version(self) -> dict[str, list[int]]:
+        """Return the rows that a version of the model itself scored, by version."""
+        found: dict[str, list[int]] = {}
+        for row, version in enumerate(self.versions):
+            if row not in self.failures and row not in self.degraded:
+                found.setdefault(version, []).append(row)
+        return found
+
     def put(self, version: str, rows: list[int] | None, outcome: Outcome) -> None:
         """Take what a version made of some rows, or of all of them."""
         if rows is None:

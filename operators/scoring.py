@@ -9,14 +9,14 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from streamml.contract import Context, Opening
-from streamml.errors import ModelError
-from streamml.models.attribution import Attribution
 from streamml.models.breaker import BreakerState
 from streamml.models.deadline import Deadlines
+from streamml.models.loaded import LoadedModel
 from streamml.models.rollout import Rollout, sticky
 from streamml.models.scorer import Outcome, Scorer
 from streamml.models.serve import serve
 from streamml.models.serving import Serving
+from streamml.operators.explaining import Explaining, log_features
 from streamml.operators.fallback import LastValue
 from streamml.operators.rivals import Rivals
 from streamml.operators.scores import Scores
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from streamml.operators.infer import Infer
 
 __all__ = ["Scoring"]
-
-_KEPT = 4
-"""Versions of which the explanation is kept at hand."""
 
 
 class Scoring:
@@ -47,7 +44,7 @@ class Scoring:
         self._deadline = inf if infer.deadline is None else int(infer.deadline) / 1000
         self._deadlines = None if infer.deadline is None else Deadlines()
         who = f"{opening.pipeline}/{infer.name}"
-        self._serving = serve(infer.model, opening.models, names, who=who, metrics=opening.metrics)
+        self._serving = serve(infer.model, opening.models, names, who=who, metrics=opening.metrics, check=self._checked)
         try:
             self._others = {
                 step: serve(step, opening.models, who=who, metrics=opening.metrics)
@@ -58,11 +55,10 @@ class Scoring:
             self._serving.close()
             raise
         self._scorers: dict[tuple[str, int], Scorer] = {}
-        self._attributions: dict[str, Attribution] = {}
+        self._explaining = Explaining()
         self._rivals = Rivals(self._serving, opening.metrics)
-        champion = self._scorer(self._serving, self._serving.current.version)  # a wrong output is found at the start
         if infer.explain:
-            self._attribution(champion)
+            self._explaining.attribution(self._scorer(self._serving, self._serving.current.version))
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -102,9 +98,12 @@ class Scoring:
             _remember(batch, scores, ctx, last)
         made = scores.finish(batch, ctx, degraded=bool(infer.chain))
         if infer.log_features:
-            self._log(batch, scores, ctx)
+            scorer = self._scorer(serving, serving.current.version)
+            log_features(scorer, self._columns(scorer, batch, None), batch, scores, ctx)
         if infer.explain:
-            self._explain(batch, scores, ctx)
+            for version, part in scores.by_version().items():
+                scorer = self._scorer(serving, int(version.rpartition(":")[2]))
+                self._explaining.write(scorer, self._columns(scorer, batch, part), batch, part, ctx)
         for news in serving.news():
             ctx.side("rollout", news)
         serving.settle(newest, batch.watermarks[-1])
@@ -221,21 +220,34 @@ class Scoring:
         model = serving.model(version)
         found = self._scorers.get((serving.name, version))
         if found is None or found.model is not model:
-            infer, main = self._infer, serving is self._serving
-            found = Scorer(
-                model,
-                infer.inputs if main else (),
-                infer.wanted if main else {field: place for place, field in enumerate(infer.wanted)},
-                missing=infer.missing,
-                deadlines=self._deadlines if main else None,
-                breaker=BreakerState(infer.breaker) if infer.breaker is not None and main else None,
-                metrics=self._metrics,
-                price=infer.price / 3600,
-                buckets=infer.buckets if main else (),
-                lengths=infer.lengths if main else "",
-            )
+            found = self._made(model) if serving is self._serving else self._small(model)
             self._scorers[serving.name, version] = found
         return found
+
+    def _made(self, model: LoadedModel) -> Scorer:
+        infer = self._infer
+        return Scorer(
+            model,
+            infer.inputs,
+            infer.wanted,
+            missing=infer.missing,
+            deadlines=self._deadlines,
+            breaker=BreakerState(infer.breaker) if infer.breaker is not None else None,
+            metrics=self._metrics,
+            price=infer.price / 3600,
+            buckets=infer.buckets,
+            lengths=infer.lengths,
+        )
+
+    def _small(self, model: LoadedModel) -> Scorer:
+        """Return the scorer of a fallback, whose inputs its bundle names, and whose first outputs are taken."""
+        infer = self._infer
+        outputs = {field: place for place, field in enumerate(infer.wanted)}
+        return Scorer(model, (), outputs, missing=infer.missing, metrics=self._metrics, price=infer.price / 3600)
+
+    def _checked(self, model: LoadedModel) -> None:
+        """Refuse a version that lacks an input or output which is named here."""
+        Scorer(model, self._infer.inputs, self._infer.wanted, buckets=self._infer.buckets, lengths=self._infer.lengths)
 
     @staticmethod
     def _columns(scorer: Scorer, batch: Batch, rows: list[int] | None) -> list[Any]:
@@ -247,49 +259,6 @@ class Scoring:
                 column = batch.column(name)
                 columns.append(column if rows is None else [column[row] for row in rows])
         return columns
-
-    def _log(self, batch: Batch, scores: Scores, ctx: Context) -> None:
-        """Write the inputs of each scored row to the side output `features`."""
-        from streamml.models.parity import feature_hash
-
-        scorer = self._scorer(self._serving, self._serving.current.version)
-        names = [name if isinstance(name, str) else f"constant_{i}" for i, name in enumerate(scorer.inputs)]
-        columns = self._columns(scorer, batch, None)
-        for row in range(len(batch)):
-            if row not in scores.failures:
-                values = [column[row] for column in columns]
-                features = dict(zip(names, values, strict=True))
-                version = scores.versions[row]
-                ctx.side(
-                    "features", batch.record(row), model_version=version, features=features, hash=feature_hash(values)
-                )
-
-    def _attribution(self, scorer: Scorer) -> Attribution:
-        found = self._attributions.get(scorer.version)
-        if found is None:
-            self._attributions = {scorer.version: (found := Attribution(scorer.model)), **self._attributions}
-            while len(self._attributions) > _KEPT:
-                self._attributions.popitem()
-        return found
-
-    def _explain(self, batch: Batch, scores: Scores, ctx: Context) -> None:
-        """Write what moved each row's score to the side output `attribution`."""
-        by_version: dict[str, list[int]] = {}
-        for row, version in enumerate(scores.versions):
-            if row not in scores.failures and row not in scores.degraded:
-                by_version.setdefault(version, []).append(row)
-        for version, rows in by_version.items():
-            scorer = self._scorer(self._serving, int(version.rpartition(":")[2]))
-            try:
-                attribution = self._attribution(scorer)
-            except ModelError as exc:  # a later version, of a kind that can't be explained
-                ctx.side("attribution", batch.record(rows[0]), model_version=version, error=str(exc))
-                continue
-            contributions = attribution.contributions(self._columns(scorer, batch, rows))
-            for row, moved in zip(rows, contributions, strict=True):
-                ctx.side(
-                    "attribution", batch.record(row), model_version=version, base=attribution.base, contributions=moved
-                )
 
 
 def _constant(value: float, rows: int) -> Any:

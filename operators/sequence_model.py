@@ -11,6 +11,7 @@ from streamml.operators.hidden_state import StateTensor
 if TYPE_CHECKING:
     from streamml.models import LoadedModel
     from streamml.models.signature import Array, TensorSpec
+    from streamml.observability import Metrics
     from streamml.operators.infer_sequence import InferSequence
 
 __all__ = ["SequenceModel"]
@@ -22,16 +23,20 @@ class SequenceModel:
     Args:
         loaded: the model.
         op: the operator.
+        metrics: the job's metrics.
 
     Raises:
         PlanError: the operator names an input or output that the model does not have, or leaves one without a value.
     """
 
-    def __init__(self, loaded: LoadedModel, op: InferSequence) -> None:
+    def __init__(self, loaded: LoadedModel, op: InferSequence, metrics: Metrics | None = None) -> None:
         import numpy as np
 
         self.loaded = loaded
-        self.version = f"{loaded.name}:{loaded.version}"
+        self.version = version = f"{loaded.name}:{loaded.version}"
+        self.latency = metrics and metrics.histogram("streamml_model_latency_seconds", model=version)
+        self.scored = metrics and metrics.counter("streamml_model_scored_total", model=version)
+        self.errors = metrics and metrics.counter("streamml_model_errors_total", model=version)
         self._where = where = f"InferSequence({op.model!r})"
         inputs = {spec.name: spec for spec in loaded.inputs}
         outputs = {spec.name: spec for spec in loaded.outputs}

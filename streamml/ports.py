@@ -36,6 +36,17 @@ class Source(Protocol):
 
     `positions` is stored in checkpoints, so it is plain JSON; it says what `poll` has handed out so far.
 
+    Optional parts, which an engine calls where they are there:
+
+    - `for_job(job: str, interval: int)`, before anything else: the name of the job, different for each worker, and
+      the ms between checkpoints. From then on the source is closed, even if it is never opened.
+    - `committed(positions: Mapping[str, Any])`, after each checkpoint: a checkpoint with these positions, what
+      `positions` returned for it, is stored, and all sinks have committed it. Must not wait, and must not raise for
+      what only others look at.
+    - `lag_unit: str`: what `lag` counts, `"events"` (where there is none) or `"bytes"`.
+    - `lag_seconds(now: int) -> dict[str, float]`: age of the last record read of each partition, 0 where none waits.
+    - `measure(metrics: Metrics, now: int)`, about ten times a second: writes the source's metrics into the registry.
+
     Attributes:
         replayable: positions can be read again after a crash; false for a pipe.
     """
@@ -92,7 +103,14 @@ class Sink(Protocol):
 
     A sink whose own system can tell atomically whether a commit took place (a Kafka transaction) says so by
     `committed`: at a start the engine asks it before `open`, and restores that checkpoint. It commits before the
-        other sinks.
+    other sinks, and its `prepare` need only begin: a commit whose records are not all there fails, and then the
+    checkpoint does not count.
+
+    Optional parts, which an engine calls where they are there:
+
+    - `for_job(job: str, interval: int)`, before anything else: the name of the job, different for each worker, and
+      the ms between checkpoints. From then on the sink is closed, even if it is never opened.
+    - `measure(metrics: Metrics, now: int)`, about ten times a second: writes the sink's metrics into the registry.
 
     Attributes:
         transactional: takes part in checkpoints; false for a sink that shows at once what is written (stdout).

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamml.observability.metrics import Metrics
 from streamml.ports import FollowingSink, Sink
 from streamml.records import Batch
 
@@ -51,6 +52,11 @@ class SideSink(FollowingSink):
         """Tell the real sink which job it belongs to, if it asks for that."""
         if self._sink is not None and (tell := getattr(self._sink, "for_job", None)) is not None:
             tell(job, interval)
+
+    def measure(self, metrics: Metrics, now: int) -> None:
+        """See `Sink`: the real sink's own metrics."""
+        if (measure := getattr(self._sink, "measure", None)) is not None:
+            measure(metrics, now)
 
     def committed(self) -> int | None:
         """See `Sink.committed`."""

@@ -194,8 +194,7 @@ class TrialBroker:
         self._properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()), encoding="utf-8")
 
     def _format(self, java: list[str]) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)]
+        tool = [*java, "kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(self._properties)]
         done = subprocess.run(tool, capture_output=True, text=True, check=False, cwd=self.folder)
         if done.returncode != 0:
             said = " ".join((done.stdout + done.stderr).split())[-600:]
@@ -216,6 +215,11 @@ class TrialBroker:
     @property
     def _pid_file(self) -> Path:
         return self.folder / "broker.pid"
+
+
+def _cluster_id() -> str:
+    """Return a new id; without "-", since the tool takes an id that begins with one for an option."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
 
 
 def free_port() -> int:

@@ -80,6 +80,11 @@ class FileSource(PartitionedSource):
         self._max = max_record_bytes
         self._block = block_bytes
 
+    @property
+    def lag_unit(self) -> str:
+        """See `Source`: bytes for files of lines, events for tables."""
+        return "bytes" if any(isinstance(reader, LineReader) for reader in self._readers) else "events"
+
     def _make_readers(self) -> Sequence[Reader]:
         found = _find(self._path)
         block = min(self._block, max(_SMALLEST_BLOCK, _ALL_BLOCKS // len(found)))

@@ -82,6 +82,11 @@ class KafkaAddress:
             raise ConnectorError(str(exc)) from exc
 
     @property
+    def role(self) -> str:
+        """Source or sink, as in metrics."""
+        return self.where.partition(" ")[0]
+
+    @property
     def patience(self) -> int:
         """How long to wait for brokers that are not available, ms."""
         return self.millis("give_up_after", "5m")

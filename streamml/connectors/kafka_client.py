@@ -6,17 +6,14 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from streamml.connectors.kafka_address import KafkaAddress
+from streamml.connectors.kafka_fetch import Fetch, Partition
 from streamml.errors import ConnectorError
 from streamml.times import format_duration
 
-__all__ = ["Fetch", "Partition", "Reader", "RolledBack", "Unavailable", "Writer", "client_module", "log", "patiently"]
-
-Partition = tuple[str, int]
-"""Topic and number."""
+__all__ = ["Reader", "RolledBack", "Unavailable", "Writer", "client_module", "log", "patiently"]
 
 T = TypeVar("T")
 
@@ -33,37 +30,6 @@ class Unavailable(ConnectorError):
 
 class RolledBack(ConnectorError):
     """Raised when a transaction can't be committed any more."""
-
-
-@dataclass(slots=True)
-class Fetch:
-    """What one poll of a reader brought.
-
-    Attributes:
-        runs: runs of one partition each; at most one for a partition.
-        payloads, offsets, keys, times, traces: columns, as in `streamml.ports.Chunk`; None is a record without a value.
-        ends: for partitions read to their end, the offset of the record that comes next.
-        lost: partitions whose position is out of the broker's range.
-    """
-
-    runs: list[tuple[Partition, int]] = field(default_factory=list)
-    payloads: list[bytes | None] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    keys: list[bytes | None] = field(default_factory=list)
-    times: list[int] = field(default_factory=list)
-    traces: list[str | None] | None = None
-    ends: dict[Partition, int] = field(default_factory=dict)
-    lost: list[Partition] = field(default_factory=list)
-
-    def take(self, runs: list[tuple[Partition, int]], rows: Sequence[int]) -> None:
-        """Keep these rows only, in these runs."""
-        self.runs = runs
-        self.payloads = [self.payloads[row] for row in rows]
-        self.offsets = [self.offsets[row] for row in rows]
-        self.keys = [self.keys[row] for row in rows]
-        self.times = [self.times[row] for row in rows]
-        if self.traces is not None:
-            self.traces = [self.traces[row] for row in rows]
 
 
 class Reader(Protocol):
@@ -192,7 +158,8 @@ def patiently(
     give_up_after: int,
     *,
     clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], Any] = time.sleep,
+    retried: Callable[[], None] = lambda: None,
 ) -> T:
     """Do something that needs the brokers, again and again with growing pauses while they are not available.
 
@@ -202,6 +169,7 @@ def patiently(
         give_up_after: milliseconds.
         clock: monotonic seconds.
         sleep: waits for seconds.
+        retried: called before each further attempt.
 
     Raises:
         ConnectorError: they were not available for that long.
@@ -225,6 +193,7 @@ def patiently(
                 log.warning("%s: the brokers are not available, trying again for %d s: %s", where, left, exc)
             sleep(min(wait, left))
             wait = min(wait * 2, _LONGEST_WAIT)
+            retried()
         else:
             if said:
                 log.warning("%s: the brokers are available again", where)

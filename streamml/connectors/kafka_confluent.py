@@ -11,8 +11,11 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streamml.connectors.kafka_address import KafkaAddress
-from streamml.connectors.kafka_client import Fetch, Partition, Reader, Writer, log
+from streamml.connectors.kafka_client import Reader, Unavailable, Writer, log
 from streamml.connectors.kafka_confluent_errors import Errors
+from streamml.connectors.kafka_fetch import Fetch, Partition
+from streamml.connectors.kafka_places import name_of
+from streamml.connectors.kafka_tally import Tally
 
 __all__ = ["make_reader", "make_writer"]
 
@@ -21,21 +24,23 @@ _ERROR, _VALUE, _KEY, _OFFSET = _MESSAGE.error, _MESSAGE.value, _MESSAGE.key, _M
 _TOPIC, _PARTITION, _TIME, _HEADERS = _MESSAGE.topic, _MESSAGE.partition, _MESSAGE.timestamp, _MESSAGE.headers
 
 
-def make_reader(address: KafkaAddress, group: str | None) -> Reader:
+def make_reader(address: KafkaAddress, group: str | None, tally: Tally) -> Reader:
     """Return a reader on confluent-kafka."""
-    return _Reader(address, group)
+    return _Reader(address, group, tally)
 
 
-def make_writer(address: KafkaAddress, transactional_id: str | None, settings: Mapping[str, str]) -> Writer:
+def make_writer(
+    address: KafkaAddress, transactional_id: str | None, settings: Mapping[str, str], tally: Tally
+) -> Writer:
     """Return a writer on confluent-kafka."""
     from streamml.connectors.kafka_confluent_writer import ConfluentWriter
 
-    return ConfluentWriter(address, transactional_id, settings)
+    return ConfluentWriter(address, transactional_id, settings, tally)
 
 
 class _Reader:
-    def __init__(self, address: KafkaAddress, group: str | None) -> None:
-        self._errors = Errors(address.where, address.settings)
+    def __init__(self, address: KafkaAddress, group: str | None, tally: Tally) -> None:
+        self._errors = Errors(address, tally)
         self._group = group
         self._timeout = address.request_timeout
         settings = {
@@ -62,8 +67,14 @@ class _Reader:
 
     def range(self, partition: Partition) -> tuple[int, int]:
         with self._errors:
-            place = TopicPartition(*partition)
-            found: tuple[int, int] = self._consumer.get_watermark_offsets(place, timeout=self._timeout)
+            try:
+                place = TopicPartition(*partition)
+                found: tuple[int, int] = self._consumer.get_watermark_offsets(place, timeout=self._timeout)
+            except KafkaException as exc:
+                if exc.args[0].code() != KafkaError._UNKNOWN_PARTITION:
+                    raise
+                msg = f"who leads {name_of(partition)} is not known now"  # it was listed, so it is there
+                raise Unavailable(msg) from exc
         return found
 
     def at_time(self, partitions: Sequence[Partition], millis: int) -> dict[Partition, int | None]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
+from streamml.connectors.kafka_address import KafkaAddress
 from streamml.connectors.kafka_client import RolledBack, Unavailable
-from streamml.connectors.kafka_settings import Settings
+from streamml.connectors.kafka_tally import Tally
 from streamml.errors import ConnectorError
 
 __all__ = ["Errors"]
@@ -30,6 +31,7 @@ _WAIT = {
     KafkaError._TIMED_OUT_QUEUE,
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._RESOLVE,
+    KafkaError._DESTROY_BROKER,  # a connection was given up while it was being made
     KafkaError._WAIT_COORD,
     KafkaError._WAIT_CACHE,
     KafkaError.REQUEST_TIMED_OUT,
@@ -49,16 +51,18 @@ class Errors:
     """Turns the errors of one client into ours; as a context manager, those raised inside.
 
     Args:
-        where: for messages.
-        settings: whose secrets must not be shown.
+        address: for messages; the secrets of its settings are not shown.
+        tally: where errors are counted.
         transactional_id: for messages.
     """
 
-    def __init__(self, where: str, settings: Settings, transactional_id: str | None = None) -> None:
-        self.where = where
+    def __init__(self, address: KafkaAddress, tally: Tally, transactional_id: str | None = None) -> None:
+        self.where = address.where
         self.down_since: float | None = None
         """Monotonic time since when no broker was heard of, None when one was."""
-        self._settings = settings
+        self._settings = address.settings
+        self._role = address.role
+        self._tally = tally
         self._id = transactional_id
         self._refusal: KafkaError | None = None
         self._last: KafkaError | None = None
@@ -66,6 +70,7 @@ class Errors:
 
     def note(self, error: KafkaError) -> None:
         """Remember an error that the client's threads report (its `error_cb`)."""
+        self._count(error)
         self._last = error
         if error.code() in _IDENTITY or error.fatal():
             self._refusal = error
@@ -86,6 +91,7 @@ class Errors:
         """Handle an error that came in place of a record: what passes by itself is noted, the rest raised."""
         translated = self.translate(error)
         if not isinstance(translated, Unavailable):
+            self._count(error)
             raise translated
         self.note(error)
 
@@ -127,6 +133,7 @@ class Errors:
             cause = error.args[0] if error.args else None
             if self._refusal is not None:
                 cause = self._refusal
+            self._count(cause)
             raise self.translate(cause) from error
 
     def translate(self, error: Any) -> ConnectorError:
@@ -165,5 +172,20 @@ class Errors:
             return Unavailable(f"{text}{last}")
         return ConnectorError(f"{self.where}: {error.name()}: {text}")
 
+    def _count(self, error: Any) -> None:
+        kind = _kind(error) if isinstance(error, KafkaError) else "other"
+        self._tally.count("streamml_kafka_errors_total", role=self._role, kind=kind)
+
     def _text(self, value: object) -> str:
         return self._settings.redact(" ".join(str(value).split())).rstrip(".")
+
+
+def _kind(error: KafkaError) -> str:
+    """Return the kind of an error, as in metrics."""
+    code = error.code()
+    for kind, codes in (("fenced", _FENCED), ("refused", _IDENTITY), ("rights", _RIGHTS), ("unavailable", _WAIT)):
+        if code in codes:
+            return kind
+    if error.txn_requires_abort():
+        return "rolled_back"
+    return "unavailable" if error.retriable() and not error.fatal() else "other"

@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from streamml.connectors.kafka_address import KafkaAddress
 from streamml.connectors.kafka_client import log
 from streamml.connectors.kafka_confluent_errors import Errors
+from streamml.connectors.kafka_tally import Tally
 from streamml.errors import ConnectorError
 
 __all__ = ["ConfluentWriter"]
@@ -26,11 +27,14 @@ class ConfluentWriter:
         address: of the sink.
         transactional_id: None for no transactions.
         settings: of the producer, those of the address included.
+        tally: where errors are counted.
     """
 
-    def __init__(self, address: KafkaAddress, transactional_id: str | None, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, address: KafkaAddress, transactional_id: str | None, settings: Mapping[str, str], tally: Tally
+    ) -> None:
         self._where = address.where
-        self._errors = Errors(address.where, address.settings, transactional_id)
+        self._errors = Errors(address, tally, transactional_id)
         self._address = address
         self._id = transactional_id
         self._failed: KafkaError | None = None

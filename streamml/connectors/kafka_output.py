@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from weakref import WeakValueDictionary
 from streamml.connectors.kafka_address import KafkaAddress
 from streamml.connectors.kafka_admin import record_limits, require_topics
 from streamml.connectors.kafka_client import RolledBack, Unavailable, Writer, client_module, log, patiently
+from streamml.connectors.kafka_tally import Tally
 from streamml.errors import ConnectorError
 from streamml.times import format_duration
 
@@ -20,6 +22,7 @@ _SHARED: WeakValueDictionary[tuple[str, str | None], KafkaOutput] = WeakValueDic
 
 _SHORTEST_TRANSACTION = 60_000
 _HEADROOM = 3
+_STUCK = 10.0  # seconds
 
 
 def shared_output(address: KafkaAddress, transactional_id: str | None, interval: int | None) -> KafkaOutput:
@@ -59,17 +62,15 @@ class KafkaOutput:
     Attributes:
         users: number of sinks that use it.
         closed: it was closed, and is not to be used again.
-        transactions: how many were committed.
-        commit_seconds: how long the last commit took.
         limits: greatest record of each topic, bytes.
+        tally: what is counted, to be published.
     """
 
     def __init__(self, address: KafkaAddress, transactional_id: str | None, interval: int | None) -> None:
         self.users = 0
         self.closed = False
-        self.transactions = 0
-        self.commit_seconds = 0.0
         self.limits: dict[str, int] = {}
+        self.tally = Tally()
         self._address = address
         self._id = transactional_id
         self._patience = address.patience
@@ -80,6 +81,9 @@ class KafkaOutput:
         self._started = False
         self._number: int | None = None  # committed last
         self._failed: ConnectorError | None = None
+        self._begun = 0.0
+        self._handing_over: tuple[int, _Aside] | None = None
+        self._leaving = threading.Event()
 
     def join(self, address: KafkaAddress) -> None:
         """Take part with a topic."""
@@ -97,7 +101,7 @@ class KafkaOutput:
             settings["transaction.timeout.ms"] = str(self._transaction_timeout())
         if self._writer is None:
             make = importlib.import_module(client_module(self._address)).make_writer
-            self._writer = make(self._address, self._id, settings)
+            self._writer = make(self._address, self._id, settings, self.tally)
         for address in self._topics.values():
             self._require(address)
         if missing := [topic for topic in self._topics if topic not in self.limits]:
@@ -138,33 +142,69 @@ class KafkaOutput:
         writer = self._usable()
         self._begin(writer)
         self._guarded(lambda: writer.send(topic, keys, values, headers, times))
+        self.tally.count("streamml_kafka_records_written_total", len(values), topic=topic)
 
-    def prepare(self) -> None:
+    def prepare(self, checkpoint: int) -> None:
+        """See that the brokers get everything; in a transaction a thread sees to it, and `commit` waits for that.
+
+        So the brokers' work goes on while the checkpoint is written. That is safe, since a transaction with a record
+        that did not arrive can't be committed, and one that is not committed leaves the checkpoint before it in force.
+        """
+        if self._id is None:
+            self._guarded(self._flush)
+        elif self._number != checkpoint and (self._handing_over is None or self._handing_over[0] != checkpoint):
+            self._handed_over()
+            self._begin(self._usable())
+            self._handing_over = (checkpoint, _Aside(lambda: self._hand_over(checkpoint)))
+
+    def _hand_over(self, checkpoint: int) -> None:
+        self._flush()
+        self._patiently(lambda writer: writer.decide(list(self._topics), checkpoint))
+
+    def _handed_over(self) -> None:
+        """Wait for the thread; raise what went wrong in it."""
+        if self._handing_over is not None:
+            aside = self._handing_over[1]
+            self._guarded(lambda: self._result(aside))
+
+    def _result(self, aside: _Aside) -> None:
+        if not aside.ended(2 * self._patience / 1000 + _STUCK):
+            msg = (
+                f"{self._address.where}: the Kafka client has not come back from a request for "
+                f"{format_duration(2 * self._patience)} (twice give_up_after=). Nothing is lost: start the job again."
+            )
+            raise ConnectorError(msg)
+        if aside.error is not None:
+            raise aside.error
+
+    def _flush(self) -> None:
         """Wait until the brokers have everything."""
         writer = self._usable()
         deadline = time.monotonic() + self._patience / 1000
-        while left := self._guarded(lambda: writer.flush(1.0)):
+        while left := writer.flush(1.0):
+            self._check_leaving()
             if time.monotonic() > deadline:
                 msg = (
                     f"{self._address.where}: the brokers did not take {left} records within "
                     f"{format_duration(self._patience)} "
                     "(give_up_after=). Nothing is lost: start the job again when they are available."
                 )
-                raise self._fail(ConnectorError(msg))
+                raise ConnectorError(msg)
 
     def commit(self, checkpoint: int, step: Callable[[str], None]) -> None:
         """Commit the transaction with the number of the checkpoint; does nothing if that was done."""
         if self._id is None or self._number == checkpoint:
             return
-        writer, topics = self._usable(), list(self._topics)
         started = time.perf_counter()
-        self._begin(writer)
-        self._guarded(lambda: self._patiently(lambda writer: writer.decide(topics, checkpoint)))
+        self.prepare(checkpoint)
+        self._handed_over()
         step("kafka decided")
         self._guarded(lambda: self._patiently(lambda writer: writer.commit()))
-        self._open, self._number = False, checkpoint
-        self.transactions += 1
-        self.commit_seconds = time.perf_counter() - started
+        self._open, self._number, self._handing_over = False, checkpoint, None
+        ended = time.perf_counter()
+        self.tally.count("streamml_kafka_transactions_total")
+        self.tally.observe("streamml_kafka_commit_duration_seconds", ended - started)
+        self.tally.observe("streamml_kafka_transaction_duration_seconds", ended - self._begun)
         step("kafka committed")
 
     def leave(self) -> None:
@@ -173,6 +213,9 @@ class KafkaOutput:
         if self.users > 0 or self.closed:
             return
         self.closed = True
+        self._leaving.set()
+        if self._handing_over is not None:
+            self._handing_over[1].ended(_STUCK)
         writer, self._writer = self._writer, None
         if writer is None:
             return
@@ -187,7 +230,7 @@ class KafkaOutput:
     def _begin(self, writer: Writer) -> None:
         if self._id is not None and not self._open:
             self._guarded(writer.begin)
-            self._open = True
+            self._open, self._begun = True, time.perf_counter()
 
     def _usable(self) -> Writer:
         if self._failed is not None:
@@ -221,4 +264,38 @@ class KafkaOutput:
     def _patiently(self, action: Callable[[Writer], Any]) -> Any:
         assert self._writer is not None
         writer = self._writer
-        return patiently(self._address.where, lambda: action(writer), self._patience)
+
+        def attempt() -> Any:
+            self._check_leaving()
+            return action(writer)
+
+        def retried() -> None:
+            self.tally.count("streamml_kafka_retries_total", role="sink")
+
+        return patiently(self._address.where, attempt, self._patience, sleep=self._leaving.wait, retried=retried)
+
+    def _check_leaving(self) -> None:
+        if self._leaving.is_set():
+            msg = f"{self._address.where}: closed while the brokers were waited for"
+            raise ConnectorError(msg)
+
+
+class _Aside(threading.Thread):
+    """Does something in a thread that no exit waits for: librdkafka's transactional calls may never come back."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        super().__init__(name="streamml-kafka", daemon=True)
+        self.error: Exception | None = None
+        self._action = action
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._action()
+        except Exception as exc:  # raised where it is waited for
+            self.error = exc
+
+    def ended(self, seconds: float) -> bool:
+        """Wait, but not for longer than that; return whether it has ended."""
+        self.join(seconds)
+        return not self.is_alive()

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streamml.connectors.kafka_address import KafkaAddress
-from streamml.connectors.kafka_client import Partition, Reader
+from streamml.connectors.kafka_client import Reader, log
+from streamml.connectors.kafka_fetch import Partition
 from streamml.errors import ConnectorError
 
 __all__ = ["end_offsets", "name_of", "partition_of", "start_offsets", "time_of"]
@@ -65,6 +66,8 @@ def start_offsets(address: KafkaAddress, reader: Reader, partitions: Sequence[Pa
         return latest
     if start == "committed":
         found = reader.committed(partitions)
+        if "start" not in address.options:
+            _warn_of_skipped(address, {at: offset for at, offset in found.items() if offset is not None}, ranges)
         return {at: earliest[at] if (offset := found[at]) is None else offset for at in partitions}
     return {**earliest, **_given(address, "start", reader, partitions, latest)}
 
@@ -107,6 +110,22 @@ def _given(
         msg = f"{address.where}: {option}={text}: no partition {name_of(unknown[0])}; there are {_names(partitions)}."
         raise ConnectorError(msg)
     return offsets
+
+
+def _warn_of_skipped(
+    address: KafkaAddress, committed: Mapping[Partition, int], ranges: Mapping[Partition, tuple[int, int]]
+) -> None:
+    """Say that a job without state starts behind records that its group has read before."""
+    before = sum(max(0, offset - ranges[at][0]) for at, offset in committed.items())
+    if before:
+        left = sum(max(0, ranges[at][1] - committed.get(at, ranges[at][0])) for at in ranges)
+        log.warning(
+            "%s: the job has no state yet, and starts where its group has read to: %d records before are not read, "
+            "%s after. start=earliest reads all of them (start=committed says that this is meant).",
+            address.where,
+            before,
+            left or "none",
+        )
 
 
 def _names(partitions: Sequence[Any]) -> str:

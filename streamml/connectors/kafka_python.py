@@ -10,35 +10,40 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition, errors
 from kafka.structs import OffsetAndMetadata
 
 from streamml.connectors.kafka_address import KafkaAddress
-from streamml.connectors.kafka_client import Fetch, Partition, Reader, Unavailable, Writer, log
+from streamml.connectors.kafka_client import Reader, Unavailable, Writer, log
+from streamml.connectors.kafka_fetch import Fetch, Partition
 from streamml.connectors.kafka_python_errors import translated
 from streamml.connectors.kafka_settings import to_kafka_python
+from streamml.connectors.kafka_tally import Tally
 from streamml.errors import ConnectorError
 
 __all__ = ["make_reader", "make_writer"]
 
 
-def make_reader(address: KafkaAddress, group: str | None) -> Reader:
+def make_reader(address: KafkaAddress, group: str | None, tally: Tally) -> Reader:
     """Return a reader on kafka-python."""
-    return _Reader(address, group)
+    return _Reader(address, group, tally)
 
 
-def make_writer(address: KafkaAddress, transactional_id: str | None, settings: Mapping[str, str]) -> Writer:
+def make_writer(
+    address: KafkaAddress, transactional_id: str | None, settings: Mapping[str, str], tally: Tally
+) -> Writer:
     """Return a writer on kafka-python."""
-    return _Writer(address, transactional_id, settings)
+    return _Writer(address, transactional_id, settings, tally)
 
 
 class _Client:
     """What both have: errors, settings, and a connection that is made when it is first needed."""
 
-    def __init__(self, address: KafkaAddress, transactional_id: str | None = None) -> None:
+    def __init__(self, address: KafkaAddress, tally: Tally, transactional_id: str | None = None) -> None:
         self._address = address
+        self._tally = tally
         self._id = transactional_id
         self._made: Any = None
         self._timeout_ms = int(address.request_timeout * 1000)
 
     def _failing(self) -> Any:
-        return translated(self._address.where, self._address.settings, self._id)
+        return translated(self._address.where, self._address.settings, self._id, self._tally)
 
     def _connected(self, kind: Any, settings: Mapping[str, str], own: Mapping[str, Any]) -> Any:
         given = to_kafka_python(self._address.where, settings, strict=True)
@@ -60,8 +65,8 @@ class _Client:
 
 
 class _Reader(_Client):
-    def __init__(self, address: KafkaAddress, group: str | None) -> None:
-        super().__init__(address)
+    def __init__(self, address: KafkaAddress, group: str | None, tally: Tally) -> None:
+        super().__init__(address, tally)
         self._group = group
         self._assigned: dict[Any, None] = {}
 
@@ -75,7 +80,8 @@ class _Reader(_Client):
     def partitions(self, topics: Sequence[str] | None) -> dict[str, list[int]]:
         consumer = self._client
         with self._failing():
-            names = consumer.topics() if topics is None else topics
+            listed = consumer.topics()  # asks the brokers; what is known of one topic is up to five minutes old
+            names = listed if topics is None else topics
             found = {name: consumer.partitions_for_topic(name) for name in names}
         return {name: sorted(numbers) for name, numbers in found.items() if numbers}
 
@@ -177,8 +183,10 @@ class _Reader(_Client):
 
 
 class _Writer(_Client):
-    def __init__(self, address: KafkaAddress, transactional_id: str | None, settings: Mapping[str, str]) -> None:
-        super().__init__(address, transactional_id)
+    def __init__(
+        self, address: KafkaAddress, transactional_id: str | None, settings: Mapping[str, str], tally: Tally
+    ) -> None:
+        super().__init__(address, tally, transactional_id)
         self._settings = {name: value for name, value in settings.items() if name != "partitioner"}
         self._sent: list[Any] = []
         self._failure: BaseException | None = None
@@ -195,7 +203,7 @@ class _Writer(_Client):
         return self._made
 
     def partitions(self, topics: Sequence[str] | None) -> dict[str, list[int]]:
-        reader = _Reader(self._address, None)
+        reader = _Reader(self._address, None, self._tally)
         try:
             return reader.partitions(topics)
         finally:

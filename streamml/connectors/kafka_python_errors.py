@@ -9,6 +9,7 @@ from kafka import errors
 
 from streamml.connectors.kafka_client import RolledBack, Unavailable
 from streamml.connectors.kafka_settings import Settings
+from streamml.connectors.kafka_tally import Tally
 from streamml.errors import ConnectorError
 
 __all__ = ["translated"]
@@ -23,11 +24,15 @@ _ROLLED_BACK = (errors.TransactionAbortedError, errors.TransactionAbortableError
 
 
 @contextmanager
-def translated(where: str, settings: Settings, transactional_id: str | None = None) -> Iterator[None]:
-    """Turn errors of kafka-python raised inside into ours."""
+def translated(
+    where: str, settings: Settings, transactional_id: str | None = None, tally: Tally | None = None
+) -> Iterator[None]:
+    """Turn errors of kafka-python raised inside into ours, and count them."""
     try:
         yield
     except errors.KafkaError as exc:
+        if tally is not None:
+            tally.count("streamml_kafka_errors_total", role=where.partition(" ")[0], kind=_kind(exc))
         text = settings.redact(" ".join(str(exc).split())) or type(exc).__name__
         if isinstance(exc, _FENCED):
             msg = (
@@ -64,3 +69,16 @@ def translated(where: str, settings: Settings, transactional_id: str | None = No
     except (ConnectionError, TimeoutError) as exc:
         msg = f"{type(exc).__name__}: {exc}"
         raise Unavailable(msg) from exc
+
+
+def _kind(error: errors.KafkaError) -> str:
+    """Return the kind of an error, as in metrics."""
+    for kind, classes in (
+        ("fenced", _FENCED),
+        ("refused", _IDENTITY),
+        ("rights", errors.AuthorizationError),
+        ("rolled_back", _ROLLED_BACK),
+    ):
+        if isinstance(error, classes):
+            return kind
+    return "unavailable" if error.retriable or isinstance(error, errors.BrokerNotAvailableError) else "other"

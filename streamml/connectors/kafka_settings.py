@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 
@@ -137,6 +138,8 @@ def read_settings(where: str, given: Mapping[str, str], config: str | None, envi
 def to_kafka_python(where: str, settings: Mapping[str, str], *, strict: bool) -> dict[str, object]:
     """Return settings in kafka-python's names and types.
 
+    It writes whole requests into its debug log, so that is switched off where there is a secret.
+
     Args:
         where: for messages.
         settings: by librdkafka's names.
@@ -148,6 +151,9 @@ def to_kafka_python(where: str, settings: Mapping[str, str], *, strict: bool) ->
     >>> to_kafka_python("sink", {"sasl.mechanisms": "PLAIN", "linger.ms": "2"}, strict=True)
     {'sasl_mechanism': 'PLAIN', 'linger_ms': 2}
     """
+    if any(map(is_secret, settings)):
+        theirs = logging.getLogger("kafka")
+        theirs.setLevel(max(theirs.getEffectiveLevel(), logging.INFO))
     found: dict[str, object] = {}
     for name, value in settings.items():
         if name == "ssl.endpoint.identification.algorithm":

@@ -12,6 +12,7 @@ from streamml.connectors.kafka_address import KafkaAddress
 from streamml.connectors.kafka_output import KafkaOutput, shared_output
 from streamml.connectors.storage import Step
 from streamml.errors import ConnectorError, RecordError
+from streamml.observability.metrics import Metrics
 from streamml.records import Batch
 
 __all__ = ["KafkaSink"]
@@ -154,8 +155,8 @@ class KafkaSink:
 
     def prepare(self, checkpoint: int) -> dict[str, Any]:
         """See `Sink.prepare`."""
-        self._join().prepare()
-        self._step("kafka flushed")
+        self._join().prepare(checkpoint)
+        self._step("kafka prepared")
         transactional_id = self._id if self.decides else None
         return {"version": _VERSION, "format": "kafka", "checkpoint": checkpoint, "transactional_id": transactional_id}
 
@@ -163,10 +164,10 @@ class KafkaSink:
         """See `Sink.commit`."""
         self._join().commit(checkpoint, self._step)
 
-    def figures(self) -> dict[str, float]:
-        """Return how many transactions were committed, and how many seconds the last commit took."""
-        output = self._output
-        return {} if output is None else {"transactions": output.transactions, "commit_seconds": output.commit_seconds}
+    def measure(self, metrics: Metrics, now: int) -> None:
+        """Count records, transactions and errors in this registry (`streamml_kafka_...`)."""
+        if self._output is not None:
+            self._output.tally.publish(metrics)
 
     def close(self) -> None:
         """See `Sink.close`."""

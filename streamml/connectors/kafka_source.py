@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from streamml.connectors.kafka_address import KafkaAddress
 from streamml.connectors.kafka_admin import require_topics
-from streamml.connectors.kafka_client import Fetch, Partition, Reader, Unavailable, client_module, log, patiently
+from streamml.connectors.kafka_client import Reader, Unavailable, client_module, log, patiently
+from streamml.connectors.kafka_fetch import Partition
 from streamml.connectors.kafka_places import end_offsets, name_of, partition_of, start_offsets
+from streamml.connectors.kafka_tally import Tally
 from streamml.errors import ConnectorError
+from streamml.observability.metrics import Metrics
 from streamml.ports import Chunk
 
 __all__ = ["KafkaSource"]
@@ -53,6 +57,7 @@ class KafkaSource:
         self._names: dict[Partition, str] = {}
         self._committed: dict[Partition, int] = {}
         self._next_refresh = 0.0
+        self._tally = Tally()
 
     def for_job(self, job: str, interval: int) -> None:
         """Say which job it belongs to, before anything else; its name is the group unless `group=` gives one."""
@@ -66,7 +71,9 @@ class KafkaSource:
             there any more.
         """
         where = self._address.where
-        self._reader = importlib.import_module(client_module(self._address)).make_reader(self._address, self._group)
+        self._reader = importlib.import_module(client_module(self._address)).make_reader(
+            self._address, self._group, self._tally
+        )
         stored, until = self._stored(positions)
         there = self._patiently(self._look)
         exact = [topic for topic in self._address.topics if not topic.startswith("^")]
@@ -95,6 +102,7 @@ class KafkaSource:
             self._until = {**until, **self._patiently(lambda reader: end_offsets(self._address, reader, missing))}
         self._begun = dict(places)
         self._add(places)
+        self._note("added", places)
         self._next_refresh = self._clock() + self._refresh
 
     def poll(self, limit: int, timeout: float) -> Chunk | None:
@@ -111,10 +119,11 @@ class KafkaSource:
         for partition in fetch.lost:
             self._move(partition)
         if self._until is not None:
-            self._cut(fetch, self._until)
+            fetch.cut(self._until)
         row = 0
         for partition, count in fetch.runs:
             row += count
+            self._tally.count("streamml_kafka_records_read_total", count, **_labels(partition))
             self._positions[partition] = fetch.offsets[row - 1] + 1
             self._times[partition] = fetch.times[row - 1]
         for (
@@ -125,6 +134,7 @@ class KafkaSource:
                 self._positions[partition] = end
         if self._until is not None and (done := [at for at in self._live if self._is_done(at)]):
             self._live.difference_update(done)
+            self._note("ended", done)
             reader.drop(done)
         if not fetch.payloads:
             if reader.down_for() * 1000 > self._patience:
@@ -133,7 +143,7 @@ class KafkaSource:
         payloads: list[Any] = fetch.payloads
         if None in payloads:
             if self._skip_empty:
-                self._drop_empty(fetch)
+                fetch.drop_empty()
                 if not fetch.payloads:
                     return None
             payloads = [b"" if payload is None else payload for payload in fetch.payloads]
@@ -192,6 +202,24 @@ class KafkaSource:
         ages = {self._names[at]: max(0.0, (now - then) / 1000) for at, then in self._times.items()}
         return {name: age if waiting.get(name) else 0.0 for name, age in ages.items()}
 
+    def measure(self, metrics: Metrics, now: int) -> None:
+        """Count records and errors in this registry, and show the lag of each partition (`streamml_kafka_...`)."""
+        if self._reader is None:
+            return
+        self._tally.publish(metrics)
+        lags, ages = self.lag(), self.lag_seconds(now)
+        for partition, position in self._positions.items():
+            name, labels = self._names[partition], _labels(partition)
+            metrics.gauge("streamml_kafka_position_events", **labels).set(position)
+            if name in ages or not lags.get(name):  # else nothing was read yet of what waits
+                metrics.gauge("streamml_kafka_lag_seconds", **labels).set(ages.get(name, 0.0))
+            if name in lags:
+                metrics.gauge("streamml_kafka_lag_events", **labels).set(lags[name])
+        live = Counter(topic for topic, _ in self._live)
+        for topic in {topic for topic, _ in self._positions}:
+            metrics.gauge("streamml_kafka_partitions_count", topic=topic).set(live[topic])
+        metrics.gauge("streamml_kafka_down_seconds").set(self._reader.down_for())
+
     def close(self) -> None:
         """See `Source.close`."""
         reader, self._reader = self._reader, None
@@ -234,6 +262,7 @@ class KafkaSource:
         try:
             new = [partition for partition in self._look(self._opened()) if partition not in self._positions]
             self._add({partition: self._opened().range(partition)[0] for partition in new})
+            self._note("added", new)
         except Unavailable as exc:
             log.info("%s: new partitions could not be looked for: %s", self._address.where, exc)
 
@@ -244,33 +273,12 @@ class KafkaSource:
         self._live.update(live)
         self._patiently(lambda reader: reader.add(live))
 
+    def _note(self, event: str, partitions: Iterable[Partition]) -> None:
+        for topic, count in Counter(topic for topic, _ in partitions).items():
+            self._tally.count("streamml_kafka_assignments_total", count, topic=topic, event=event)
+
     def _is_done(self, partition: Partition) -> bool:
         return self._until is not None and self._positions[partition] >= self._until[partition]
-
-    def _cut(self, fetch: Fetch, until: Mapping[Partition, int]) -> None:
-        """Cut what is beyond the end of a bounded read."""
-        fetch.ends = {partition: min(end, until[partition]) for partition, end in fetch.ends.items()}
-        row, keep = 0, []
-        runs: list[tuple[Partition, int]] = []
-        for partition, count in fetch.runs:
-            inside = [at for at in range(row, row + count) if fetch.offsets[at] < until[partition]]
-            if len(inside) < count:
-                fetch.ends[partition] = until[partition]
-            if inside:
-                runs.append((partition, len(inside)))
-            keep += inside
-            row += count
-        if len(keep) < row:
-            fetch.take(runs, keep)
-
-    def _drop_empty(self, fetch: Fetch) -> None:
-        keep = [row for row, payload in enumerate(fetch.payloads) if payload is not None]
-        row, runs = 0, []
-        for partition, count in fetch.runs:
-            if left := sum(payload is not None for payload in fetch.payloads[row : row + count]):
-                runs.append((partition, left))
-            row += count
-        fetch.take(runs, keep)
 
     def _range(self, partition: Partition) -> tuple[int, int]:
         found: tuple[int, int] = self._patiently(lambda reader: reader.range(partition))
@@ -296,6 +304,7 @@ class KafkaSource:
             )
             raise ConnectorError(msg)
         self.lost += max(0, low - offset)
+        self._tally.count("streamml_kafka_records_lost_total", max(0, low - offset), topic=partition[0])
         log.warning("%s: %s goes on at %d, not at %d: %s", self._address.where, name_of(partition), low, offset, gone)
         return low
 
@@ -303,6 +312,7 @@ class KafkaSource:
         place = self._within(partition, self._positions[partition])
         self._opened().drop([partition])
         self._add({partition: place})
+        self._note("moved", [partition])
 
     def _commit(self, offsets: Mapping[Partition, int], *, wait: bool) -> None:
         try:
@@ -316,4 +326,12 @@ class KafkaSource:
 
     def _patiently(self, action: Callable[[Reader], Any]) -> Any:
         reader = self._opened()
-        return patiently(self._address.where, lambda: action(reader), self._patience)
+
+        def retried() -> None:
+            self._tally.count("streamml_kafka_retries_total", role="source")
+
+        return patiently(self._address.where, lambda: action(reader), self._patience, retried=retried)
+
+
+def _labels(partition: Partition) -> dict[str, str]:
+    return {"topic": partition[0], "partition": str(partition[1])}

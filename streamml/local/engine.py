@@ -222,9 +222,6 @@ class LocalEngine:
             source.open(manifest.get("sources", {}).get(tag))
             opened.append(source)
             self._ingest[tag].follow(source.partitions(), now)
-        self.meter.models = tuple(
-            model for _, stage in self._stages for step in stage.steps for model in step.running.models()
-        )
         prepared = manifest.get("sinks", {})
         for name, sink in self._all_sinks():
             sink.open(prepared.get(name) if manifest else None)
@@ -418,6 +415,9 @@ class LocalEngine:
 
     def _report(self, now: int) -> None:
         self.meter.connectors(self._sources.values(), [sink for _, sink in self._all_sinks()], now)
+        self.meter.models = tuple(
+            model for _, stage in self._stages for step in stage.steps for model in step.running.models()
+        )
         if self._on_progress is not None:
             self._on_progress(self.meter.figures())
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from streamml.errors import ModelError, PlanError
 from streamml.models.bundle import Bundle
 from streamml.models.loaded import LoadedModel, open_model
 from streamml.models.reference import parse_reference
@@ -28,6 +29,8 @@ def serve(
     who: str = "job",
     metrics: Metrics | None = None,
     poll: float = 1.0,
+    check: Callable[[LoadedModel], object] | None = None,
+    warm_up: bool = True,
 ) -> Serving:
     """Return what serves a reference: an alias by its rollouts, which it follows, or one fixed version.
 
@@ -40,6 +43,8 @@ def serve(
         who: who refuses and rolls back, for the history.
         metrics: the job's metrics.
         poll: seconds between two looks for new rollouts.
+        warm_up: whether a version predicts once or twice before it serves.
+        check: raises when a version does not fit its use; such a version is refused.
 
     Raises:
         ModelError: there is no such model, or it can't be served.
@@ -53,27 +58,34 @@ def serve(
             champion = registry.champion(parsed.name, alias)  # refuses an alias that was retired
             written = any(record.alias == alias for record in registry.records(parsed.name))
             history = registry.history(parsed.name, alias) if written else _always(champion)
-            return _followed(registry, parsed.name, alias, history, features, who, metrics, poll)
+
+            def load(version: int, registry: Registry = registry) -> LoadedModel:
+                try:
+                    return _checked(open_model(registry.path(parsed.name, version), features, warm_up=warm_up), check)
+                except PlanError as exc:
+                    raise ModelError(str(exc)) from exc
+
+            return Serving(
+                parsed.name, history, load, registry=registry, alias=alias, poll=poll, who=who, metrics=metrics
+            )
     path = resolve(ref, places)
     bundle = Bundle.load(path) if path.is_dir() else None
     name, version = (path.stem, 0) if bundle is None else (bundle.manifest.name, bundle.manifest.version)
-    return Serving(name, _always(version), lambda _: open_model(path, features), metrics=metrics)
+
+    def fixed(_: int) -> LoadedModel:
+        return _checked(open_model(path, features, warm_up=warm_up), check)
+
+    return Serving(name, _always(version), fixed, metrics=metrics)
 
 
-def _followed(
-    registry: Registry,
-    name: str,
-    alias: str,
-    history: History,
-    features: Sequence[str | None],
-    who: str,
-    metrics: Metrics | None,
-    poll: float,
-) -> Serving:
-    def load(version: int) -> LoadedModel:
-        return open_model(registry.path(name, version), features)
-
-    return Serving(name, history, load, registry=registry, alias=alias, poll=poll, who=who, metrics=metrics)
+def _checked(model: LoadedModel, check: Callable[[LoadedModel], object] | None) -> LoadedModel:
+    if check is not None:
+        try:
+            check(model)
+        except BaseException:
+            model.close()
+            raise
+    return model
 
 
 def _always(version: int) -> History:

@@ -33,7 +33,7 @@ class RunFigures:
         p95: 95th percentile of the latency in seconds.
         p99: 99th percentile of the latency in seconds.
         lag_events: Events in the source that are not read yet; None if the source cannot tell.
-        lag_seconds: How far the watermark is behind the wall clock in seconds; None if unknown.
+        lag_seconds: Age of the last record read where more wait, by the transport's clock; None if unknown.
         watermark_ms: Watermark in milliseconds since the epoch; None before the first event.
         late: Late events.
         rejected: Rejected records.

@@ -85,7 +85,29 @@ NAMES: Mapping[str, MetricName] = {
     "streamml_cpu_seconds_total": _counter("Processor time used."),
     "streamml_watermark_seconds": _gauge("Watermark, in seconds since the epoch."),
     "streamml_watermark_lag_seconds": _gauge("How far the watermark is behind the wall clock."),
-    "streamml_source_lag_events": _gauge("Events in the source that are not read yet."),
+    "streamml_source_lag_events": _gauge("Events that wait in the sources which count in events (topics, tables)."),
+    "streamml_source_lag_bytes": _gauge("Bytes that wait in the sources which count in bytes (files of lines)."),
+    # Kafka
+    "streamml_kafka_records_read_total": _counter("Records read, by topic and partition."),
+    "streamml_kafka_records_lost_total": _counter("Records that retention removed before they were read, by topic."),
+    "streamml_kafka_records_written_total": _counter("Records handed to the producer, by topic."),
+    "streamml_kafka_lag_events": _gauge("Records of a partition that are not read yet, by topic and partition."),
+    "streamml_kafka_lag_seconds": _gauge("Age of the last record read, 0 if none waits, by topic and partition."),
+    "streamml_kafka_position_events": _gauge("Offset of the record that is read next, by topic and partition."),
+    "streamml_kafka_partitions_count": _gauge("Partitions that are read, by topic."),
+    "streamml_kafka_assignments_total": _counter(
+        "Changes of what is read, by topic and event: a partition was added (at the start, or since it is new), moved "
+        "(retention had overtaken its position) or ended (read up to `until=`)."
+    ),
+    "streamml_kafka_transactions_total": _counter("Transactions committed."),
+    "streamml_kafka_transaction_duration_seconds": _seconds("Time from a transaction's begin to its end."),
+    "streamml_kafka_commit_duration_seconds": _seconds("Time that a checkpoint waited for its transaction."),
+    "streamml_kafka_errors_total": _counter(
+        "Errors that brokers or connections reported, by role (source or sink) and kind: unavailable, refused, rights, "
+        "fenced, rolled_back, other. The client itself tries again after most of those that are unavailable."
+    ),
+    "streamml_kafka_retries_total": _counter("Requests made again after a pause, since brokers were away, by role."),
+    "streamml_kafka_down_seconds": _gauge("For how long no broker has been heard of; 0 while one is."),
     # state
     "streamml_keys_count": _gauge("Keys with state."),
     "streamml_timers_count": _gauge("Timers that wait."),
@@ -104,6 +126,11 @@ NAMES: Mapping[str, MetricName] = {
     "streamml_model_fallbacks_total": _counter("Events scored by a fallback."),
     "streamml_model_swaps_total": _counter("Times that another model version took over."),
     "streamml_model_disagreement_total": _counter("Events that a shadow or canary scored otherwise."),
+    "streamml_model_cpu_seconds_total": _counter("CPU time of the calls of a model, on the calling thread."),
+    "streamml_model_cost_per_prediction": _gauge("Price of one prediction, from the CPU time and the price of a core."),
+    "streamml_rollouts_late_total": _counter("Rollouts that a job learned of after events of their time had passed."),
+    "streamml_rollouts_refused_total": _counter("Rollouts whose versions could not be served."),
+    "streamml_rollbacks_total": _counter("Canaries that their guard rolled back."),
     "streamml_breaker_open_ratio": _gauge("1 while the circuit breaker of a model is open, else 0."),
     # drift
     "streamml_drift_checks_total": _counter("Comparisons of a feature with its reference."),

@@ -17,6 +17,7 @@ from streamml.models import Bundle
 from streamml.models.loaded import LoadedModel
 from streamml.models.registry import Registry
 from streamml.models.rollout import Guard, Split, sticky
+from streamml.models.serving import Serving
 from streamml.operators import Breaker, Infer, LastValue
 from streamml.records import Record
 from streamml.testing import advance, checkpoint, crash, event
@@ -83,6 +84,7 @@ def test_a_canary_that_fails_is_rolled_back_by_the_job_and_the_history_says_why(
     registry: Registry, push: Roll, roll: Roll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streamml.models.serving._REPLAY", 10**13)  # these events are of 1970
+    monkeypatch.setitem(Serving.__init__.__kwdefaults__, "lead", 100_000)  # and come far faster than they happened
     push(1, 1.0)
     push(2, 1.0, fragile=True)
     roll("canary", 0, 1, splits=(Split(2, 50),), guard=Guard(errors=0.001, slowdown=None))

@@ -18,6 +18,7 @@ ort = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from streamml.errors import PlanError  # noqa: E402
+from streamml.models import Bundle, Registry  # noqa: E402
 from streamml.operators import InferSequence  # noqa: E402
 from streamml.operators.hidden_state import Hidden, from_wire, to_wire  # noqa: E402
 from streamml.testing import advance, checkpoint, crash, event, restart, run  # noqa: E402
@@ -132,6 +133,25 @@ def test_rows_of_different_keys_scored_together_agree_but_for_rounding(gru: str)
     found = run([sequence(gru, batch=True)], events, batch_size=100)
     assert {r.id: r.y for r in found.main} == pytest.approx(alone, abs=1e-5)
     assert [r.id for r in found.main] == [f"script/e{i}/gru:0" for i in range(300)]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_promotion_starts_each_key_anew_and_no_key_goes_back(gru: str, tmp_path: Path, together: bool) -> None:
+    golden = {"x": np.ones((2, 2), np.float32), "h": np.zeros((2, WIDE), np.float32)}
+    registry = Registry(tmp_path / "models")
+    for version in (1, 2):
+        Bundle.write(
+            tmp_path / "models" / "gru" / str(version), gru, name="gru", version=version, features=[], golden=golden
+        )
+    for number, effective in ((1, 0), (2, 10_000)):
+        registry.append("gru", "prod", "promote", effective=effective, champion=number, who="", why="", at=0)
+    times = [1_000, 2_000, 11_000, 9_000, 12_000]
+    events = [event("k", t=t, a=1.0, b=0.5) for t in times]
+    operators = [sequence("gru@prod", batch=together)]
+    found = run(operators, events, models=(registry.place,))
+    assert [r.model_version for r in found.main] == ["gru:1", "gru:1", "gru:2", "gru:2", "gru:2"]
+    wanted = by_hand(gru, [(1.0, 0.5)] * 2) + by_hand(gru, [(1.0, 0.5)] * 3)
+    assert [r.y for r in found.main] == pytest.approx(wanted, abs=1e-6 if together else 0)
 
 
 def test_silence_of_the_ttl_starts_anew(gru: str) -> None:

@@ -39,6 +39,11 @@ def memory(value: bytes) -> MemoryStore:
     return store
 
 
+def save_and_retire(checkpoints: Checkpoints, number: int) -> None:
+    checkpoints.save(number, memory(b"%d" % number), {})
+    checkpoints.retire()
+
+
 def value_in(checkpoints: Checkpoints) -> bytes | None:
     loaded = checkpoints.latest()
     assert loaded is not None
@@ -78,6 +83,8 @@ class TestWriting:
         checkpoints = Checkpoints(tmp_path, keep=2)
         for number in (1, 2, 5, 9):
             checkpoints.save(number, memory(b"%d" % number), {})
+        assert len(names(tmp_path)) == 4
+        checkpoints.retire()
         assert names(tmp_path) == ["chk-00000005", "chk-00000009"]
         assert [(info.number, info.valid) for info in checkpoints.list()] == [(5, True), (9, True)]
         assert checkpoints.load(5).number == 5
@@ -85,10 +92,10 @@ class TestWriting:
     def test_steps_are_told_in_their_order(self, tmp_path: Path) -> None:
         seen: list[str] = []
         checkpoints = Checkpoints(tmp_path, keep=1, on_step=seen.append)
-        checkpoints.save(1, memory(b"1"), {})
+        save_and_retire(checkpoints, 1)
         assert seen == [step for step in STEPS if step != "retired"]
         seen.clear()
-        checkpoints.save(2, memory(b"2"), {})
+        save_and_retire(checkpoints, 2)
         assert seen == STEPS
 
     @pytest.mark.parametrize("number", [1, 2])
@@ -437,7 +444,9 @@ store = RocksStore(live)
 for number in (1, 2, 3):
     store.write({b"%05d" % row: b"%d" % number for row in range(number * 1000)})
     die = (lambda now: os._exit(7) if now == step else None) if number == 3 else None
-    Checkpoints(root, keep=2, on_step=die).save(number, store, {"number": number})
+    checkpoints = Checkpoints(root, keep=2, on_step=die)
+    checkpoints.save(number, store, {"number": number})
+    checkpoints.retire()
 """
 
 
@@ -448,12 +457,12 @@ class TestKill:
         for number in (1, 2):
             Checkpoints(tmp_path, keep=2).save(number, memory(b"%d" % number), {})
         checkpoints = Checkpoints(tmp_path, keep=2, on_step=die_at(step))
-        assert in_child(lambda: checkpoints.save(3, memory(b"3"), {})) == 7
+        assert in_child(lambda: save_and_retire(checkpoints, 3)) == 7
         survivor = Checkpoints(tmp_path, keep=2)
         renamed = STEPS.index(step) >= STEPS.index("renamed")
         assert value_in(survivor) == (b"3" if renamed else b"2")
         assert all(info.valid for info in survivor.list())
-        survivor.save(4, memory(b"4"), {})
+        save_and_retire(survivor, 4)
         assert value_in(survivor) == b"4"
         assert names(tmp_path) == [f"chk-{3 if renamed else 2:08d}", "chk-00000004"]
 

@@ -41,6 +41,13 @@ class Cluster:
 
     broker: TrialBroker
     sasl: str
+    tls: str
+    """Address with TLS; `ca` is the certificate that clients have to know."""
+    sasl_tls: str
+    ca: Path
+    behind: int
+    """Port of a listener whose clients are sent to port `front`, where a test puts something in between."""
+    front: int
     admin: Any
     made: list[str] = field(default_factory=list)
 
@@ -100,6 +107,26 @@ class Cluster:
             consumer.close()
 
 
+def certificates(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate authority and a broker's certificate; return its certificate, and key and chain in one."""
+    if shutil.which("openssl") is None:
+        pytest.skip("certificates are made by openssl")
+    ca, key, request, made = (str(folder / name) for name in ("ca.pem", "ca.key", "broker.csr", "broker.pem"))
+    own = str(folder / "broker.key")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    named = ["-days", "2", "-extfile", str(folder / "names")]
+    new = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    for command in (
+        [*new, "-x509", "-days", "2", "-subj", "/CN=trial authority", "-keyout", key, "-out", ca],
+        [*new, "-subj", "/CN=broker", "-keyout", own, "-out", request],
+        ["x509", "-req", "-in", request, "-CA", ca, "-CAkey", key, "-CAcreateserial", "-out", made, *named],
+    ):
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
+    both = folder / "both.pem"
+    both.write_text(Path(own).read_text() + Path(made).read_text() + Path(ca).read_text())
+    return Path(ca), both
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A running broker; it is stopped at the end of the run."""
@@ -109,15 +136,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip("a Kafka broker needs Java")
     if shutil.which("mvn") is None and not (cache_folder() / f"kafka-{KAFKA_VERSION}").is_dir():
         pytest.skip("the jars of a Kafka broker are fetched by Maven")
-    sasl = f"127.0.0.1:{free_port()}"
+    sasl, tls, sasl_tls = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    behind, front = free_port(), free_port()
+    ca, keys = certificates(tmp_path_factory.mktemp("certificates"))
+    users = f'{_PLAIN} user_ann="ann-pass-word" user_bea="bea-pass-word";'
     settings = {
         "broker.session.timeout.ms": "2000",
         "broker.heartbeat.interval.ms": "400",
-        "listeners": f"SASL://{sasl}",
-        "advertised.listeners": f"SASL://{sasl}",
-        "listener.security.protocol.map": "SASL:SASL_PLAINTEXT",
+        "listeners": f"SASL://{sasl},TLS://{tls},SASLTLS://{sasl_tls},BEHIND://127.0.0.1:{behind}",
+        "advertised.listeners": f"SASL://{sasl},TLS://{tls},SASLTLS://{sasl_tls},BEHIND://127.0.0.1:{front}",
+        "listener.security.protocol.map": "SASL:SASL_PLAINTEXT,TLS:SSL,SASLTLS:SASL_SSL,BEHIND:PLAINTEXT",
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(keys),
         "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.sasl.plain.sasl.jaas.config": f'{_PLAIN} user_ann="ann-pass-word" user_bea="bea-pass-word";',
+        "listener.name.sasl.plain.sasl.jaas.config": users,
+        "listener.name.sasltls.plain.sasl.jaas.config": users,
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": "User:ANONYMOUS;User:bea",
         "log.initial.task.delay.ms": "1000",
@@ -130,7 +163,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     from kafka import KafkaAdminClient
 
     admin = KafkaAdminClient(bootstrap_servers=broker.address)
-    made = Cluster(broker, sasl, admin)
+    made = Cluster(broker, sasl, tls, sasl_tls, ca, behind, front, admin)
     try:
         yield made
     finally:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import streamml as sml
+from streamml.cli import state
 from streamml.connectors import MemorySink, open_sink, open_source
 from streamml.errors import ConnectorError, StateError
 from streamml.local import LocalEngine, LocalOptions
@@ -61,7 +63,12 @@ def test_a_job_goes_on_from_the_checkpoint_that_kafka_says(job: Any, tmp_path: P
         newest, newest.with_name(f"chk-{int(newest.name[4:]) + 1:08d}")
     )  # one whose output was not committed
     assert job(1) == ["0", "1", "2", "3", "4", "5"]
-    assert len(list((tmp_path / "state" / "checkpoints").glob("bad-chk-*"))) == 1
+    (undone,) = (tmp_path / "state" / "checkpoints").glob("undone-chk-*")
+    shown = CliRunner().invoke(state.app, ["list", str(tmp_path / "state"), "--json"])
+    assert json.loads(shown.stdout)["put_aside"] == {
+        undone.name: "put aside at a restart: what it wrote was not committed, and was done again"
+    }
+    assert "damaged" not in CliRunner().invoke(state.app, ["list", str(tmp_path / "state")]).stdout
 
 
 def test_a_state_folder_that_does_not_belong_to_the_output_is_refused_unless_it_is_to_start_afresh(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from streamml.connectors import open_sink
 from streamml.errors import ConnectorError, RecordError
+from streamml.observability import Metrics
 from streamml.records import Batch
 
 
@@ -25,6 +27,13 @@ def batch(first: int, count: int, **more: Any) -> Batch:
         watermark=0,
         **more,
     )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def numbers(records: list[Any]) -> list[int]:
@@ -86,14 +95,20 @@ def test_nothing_is_visible_before_the_commit_and_the_number_is_known_afterwards
         late.write_records([{"x": checkpoint}])
         for sink in (main, late):
             sink.prepare(checkpoint)
+        wait_for(lambda wanted=checkpoint * 10: len(cluster.consume(topic, committed=False)) == wanted)
         assert len(cluster.consume(topic)) == (checkpoint - 1) * 10
-        assert len(cluster.consume(topic, committed=False)) == checkpoint * 10
         for sink in (main, late):
             sink.commit(checkpoint)
             sink.commit(checkpoint)  # idempotent
         assert numbers(cluster.consume(topic)) == list(range(10, 10 + checkpoint * 10))
         assert numbers(cluster.consume(side)) == list(range(1, checkpoint + 1))
-    assert main.figures()["transactions"] == 3
+    metrics = Metrics(clock=time.perf_counter)
+    main.measure(metrics, 0)
+    late.measure(metrics, 0)
+    assert metrics.counter("streamml_kafka_transactions_total").value == 3
+    assert metrics.histogram("streamml_kafka_transaction_duration_seconds").state().count == 3
+    for name, count in ((topic, 30), (side, 3)):
+        assert metrics.counter("streamml_kafka_records_written_total", topic=name).value == count
     main.write(batch(1000, 10), None)
     late.write_records([{"x": 1000}])
     main.prepare(4)
@@ -106,6 +121,9 @@ def test_nothing_is_visible_before_the_commit_and_the_number_is_known_afterwards
     for sink in (again, late):
         sink.prepare(4)  # a transaction without a record
         sink.commit(4)
+    metrics = Metrics(clock=time.perf_counter)
+    again.measure(metrics, 0)
+    assert metrics.counter("streamml_kafka_transactions_total").value == 1
     assert make(topic, job).committed() == 4
     assert len(cluster.consume(topic)) == 30 and len(cluster.consume(side)) == 3
 

@@ -150,6 +150,26 @@ def test_without_a_checkpoint_it_starts_at_what_its_group_committed(cluster: Any
     assert len(read(make(topic, job=cluster.name("job"), until="latest"))) == 10
 
 
+def test_a_job_without_state_says_that_it_starts_where_its_group_has_read_to(
+    cluster: Any, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, job = cluster.topic(partitions=2), cluster.name("job")
+    cluster.produce(topic, rows(0, 0, 10) + rows(1, 0, 5))
+    first = make(topic, job=job, until="latest")
+    read(first)
+    first.committed(first.positions())
+    first.close()
+    assert "has read to" not in caplog.text  # there was nothing to skip
+    make(topic, job=job, start="committed").close()
+    make(topic, first.positions(), job=job).close()
+    assert "has read to" not in caplog.text  # it is what was asked for
+    make(topic, job=job).close()
+    assert (
+        "the job has no state yet, and starts where its group has read to: 15 records before are not read, none af"
+        in (caplog.text)
+    )
+
+
 def test_partitions_and_topics_that_are_new_are_found_and_read_from_their_beginning(cluster: Any, make: Any) -> None:
     stem = cluster.name("found")
     topic = f"{stem}-a"

@@ -9,7 +9,7 @@ import msgspec
 
 from streamml.connectors.encode import to_plain
 from streamml.events import Event
-from streamml.flink.pickling import dumps, loads
+from streamml.pickling import dumps, loads
 from streamml.records import Batch
 from streamml.times import MIN_TIME
 

@@ -11,9 +11,9 @@ from pyflink.datastream.state import MapStateDescriptor
 
 from streamml.flink.host import Group, HostPlan, StageHost
 from streamml.flink.metrics import StageMeter
-from streamml.flink.pickling import dumps, loads
 from streamml.flink.store import FlinkMaps
 from streamml.flink.watermark import from_flink, to_flink
+from streamml.pickling import dumps, loads
 from streamml.state.descriptors import NEVER
 
 __all__ = ["BYTES", "KeyedStageFunction", "StageFunction"]

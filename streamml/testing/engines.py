@@ -8,6 +8,7 @@ from typing import Any
 from streamml.contract import Operator
 from streamml.errors import PlanError
 from streamml.pipeline import Pipeline
+from streamml.testing.beam import BeamDriver
 from streamml.testing.case import Case
 from streamml.testing.driver import Engine, RunOptions
 from streamml.testing.flink import FlinkDriver
@@ -17,7 +18,7 @@ from streamml.testing.script import Script, Step
 
 __all__ = ["ENGINES", "Engine", "RunOptions", "run"]
 
-ENGINES: Mapping[str, type[Engine]] = {"local": LocalDriver, "flink": FlinkDriver}
+ENGINES: Mapping[str, type[Engine]] = {"local": LocalDriver, "flink": FlinkDriver, "beam": BeamDriver}
 """The driver of each engine by its name."""
 
 

@@ -15,11 +15,11 @@ from streamml.flink.envelope import Envelopes
 from streamml.flink.host import HostPlan, StageHost
 from streamml.flink.metrics import METRICS_OUTPUT, StageMeter
 from streamml.flink.outputs import key_bytes
-from streamml.flink.pickling import dumps, loads
 from streamml.flink.store import PREFETCH, FlinkMaps, FlinkStore
 from streamml.flink.watermark import from_flink, to_flink
 from streamml.flink.wire import split, unjoin
 from streamml.operators import Dedupe, Features, Window, count, total, trailing, tumbling
+from streamml.pickling import dumps, loads
 from streamml.pipeline import Pipeline
 from streamml.records import Batch
 from streamml.runtime import StageRuntime
@@ -254,7 +254,7 @@ class Deep(sml.Event, id="i", key="k", time="t", rename="camel"):
     more_than: list[int] = []
     def twice(self) -> int:
         return 2 * self.t
-from streamml.flink.pickling import dumps
+from streamml.pickling import dumps
 sys.stdout.buffer.write(dumps((Deep, lambda e: e.twice())))
 """
 

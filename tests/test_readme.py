@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,10 @@ def run_page(page: str, folder: Path) -> dict[str, str]:
     finally:
         for pid in folder.rglob("broker.pid"):
             os.kill(int(pid.read_text()), signal.SIGKILL)
+        for state in folder.rglob("cluster.json"):
+            from streamml.flink.cluster import TrialCluster
+
+            TrialCluster.open(state.parent).stop()
     return outputs
 
 
@@ -92,8 +97,20 @@ CHECKS: dict[str, Callable[[dict[str, str]], None]] = {"README.md": check_readme
 """What must be in the outputs of a page, beside that every command succeeds."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+def marked(page: str) -> Any:
+    """Return a page with the marks of the engines that it needs, so that its test runs beside theirs."""
+    needs = {need for how, what, *_ in blocks(page) if how == "needs" for need in what.split()}
+    marks = [pytest.mark.slow, pytest.mark.timeout(600)]
+    if "mvn" in needs:
+        marks.append(pytest.mark.kafka)
+    if "python:pyflink" in needs:
+        marks.append(pytest.mark.flink)
+    if "python:apache_beam" in needs:
+        marks.append(pytest.mark.beam)
+    return pytest.param(page, marks=marks)
+
+
+@pytest.mark.parametrize("page", [marked(page) for page in PAGES])
 def test_a_page_runs_from_top_to_bottom(page: str, tmp_path: Path) -> None:
     outputs = run_page(page, tmp_path)
     if page in CHECKS:

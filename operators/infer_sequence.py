@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streamml.contract import Context, KeyedOperator, Opening
@@ -125,9 +125,13 @@ class InferSequence(KeyedOperator):
         from streamml.operators.sequence_model import SequenceModel
 
         who, metrics = f"{opening.pipeline}/{self.name}", opening.metrics
-        self._set("_made", lambda model: SequenceModel(model, self, metrics))
+
+        def made(model: LoadedModel) -> SequenceModel:
+            return SequenceModel(model, self, metrics)
+
+        self._set("_made", made)
         self._set("_known", {})
-        serving = serve(str(self.model), opening.models, who=who, metrics=metrics, check=self._made, warm_up=False)
+        serving = serve(str(self.model), opening.models, who=who, metrics=metrics, check=made, warm_up=False)
         self._set("_serving", serving)
 
     def close(self) -> None:
@@ -174,7 +178,8 @@ class InferSequence(KeyedOperator):
         loaded = self._serving.model(version)
         known = self._known.get(version)
         if known is None or known.loaded is not loaded:
-            known = self._known[version] = self._made(loaded)
+            made: SequenceModel = self._made(loaded)
+            known = self._known[version] = made
         return known
 
     def _due(self, row: int, batch: Batch, lost: dict[int, Exception | int]) -> bool:
@@ -265,7 +270,7 @@ class InferSequence(KeyedOperator):
     if TYPE_CHECKING:
         _serving: ClassVar[Serving]
         _known: ClassVar[dict[int, SequenceModel]]
-        _made: ClassVar[Callable[[LoadedModel], SequenceModel]]
+        _made: ClassVar[Any]
 
 
 def _waves(batch: Batch) -> Iterator[list[int]]:

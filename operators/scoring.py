@@ -101,8 +101,8 @@ class Scoring:
             scorer = self._scorer(serving, serving.current.version)
             log_features(scorer, self._columns(scorer, batch, None), batch, scores, ctx)
         if infer.explain:
-            for version, part in scores.by_version().items():
-                scorer = self._scorer(serving, int(version.rpartition(":")[2]))
+            for name, part in scores.by_version().items():
+                scorer = self._scorer(serving, int(name.rpartition(":")[2]))
                 self._explaining.write(scorer, self._columns(scorer, batch, part), batch, part, ctx)
         for news in serving.news():
             ctx.side("rollout", news)

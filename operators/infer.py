@@ -15,6 +15,7 @@ from streamml.times import Duration
 
 if TYPE_CHECKING:
     from streamml.models.breaker import Breaker
+    from streamml.models.runtime import ModelRuntime
     from streamml.operators.scoring import Scoring
 
 __all__ = ["Infer"]
@@ -36,8 +37,8 @@ class Infer(Operator):
     (`error`, `deadline`, `breaker`). The record's id gets the version too.
 
     Args:
-        model: the name of a model in the job's registries (`fraud@prod`, `fraud`, `fraud:2`), a bundle folder, or an
-            `.onnx` file.
+        model: the name of a model in the job's registries (`fraud@prod`, `fraud`, `fraud:2`), a bundle folder, a model
+            file, or a `ModelRuntime`, such as `streamml.beam.HandlerModel` around a handler of Beam.
         inputs: the model's features in order: names of fields, or numbers for constants. Left out: the features that
             the bundle names. For a model whose inputs are arrays: for each input the field that holds its array (or
             list), or a number.
@@ -67,7 +68,7 @@ class Infer(Operator):
     sides = ("attribution", "features", "rollout", "shadow")
     rejects_rows = True
 
-    model: str
+    model: str | ModelRuntime
     inputs: Sequence[str | float] | Mapping[str, str | float] = ()
     outputs: Mapping[str, int | str] | None = None
     missing: bool = False
@@ -85,7 +86,9 @@ class Infer(Operator):
 
     def default_name(self) -> str:
         """Return the model's name."""
-        stem = str(self.model).rstrip("/").rsplit("/", 1)[-1]
+        if not isinstance(self.model, str):
+            return type(self.model).__name__
+        stem = self.model.rstrip("/").rsplit("/", 1)[-1]
         return stem.split("@")[0].split(":")[0].removesuffix(".onnx")
 
     def validate(self) -> None:

@@ -12,6 +12,7 @@ from streamml.models.reference import parse_reference
 from streamml.models.registry import Registry
 from streamml.models.resolve import resolve
 from streamml.models.rollout import History, Rollout
+from streamml.models.runtime import ModelRuntime
 from streamml.models.serving import Serving
 from streamml.times import MIN_TIME
 
@@ -22,7 +23,7 @@ __all__ = ["serve"]
 
 
 def serve(
-    ref: str,
+    ref: str | ModelRuntime,
     places: Sequence[str],
     features: Sequence[str | None] = (),
     *,
@@ -37,7 +38,7 @@ def serve(
     An alias without any rollout means the highest version until there is one.
 
     Args:
-        ref: `name@alias`, `name` (the alias `prod`), `name:version`, a bundle folder or a model file.
+        ref: `name@alias`, `name` (the alias `prod`), `name:version`, a bundle folder, a model file, or a runtime.
         places: registries to search in order: folders or addresses.
         features: features in order, None for a column without a name; empty takes the bundle's.
         who: who refuses and rolls back, for the history.
@@ -49,6 +50,10 @@ def serve(
     Raises:
         ModelError: there is no such model, or it can't be served.
     """
+    if not isinstance(ref, str):
+        return Serving(
+            type(ref).__name__, _always(0), lambda _: _loaded(ref, features, check, warm_up), metrics=metrics
+        )
     parsed = parse_reference(ref)
     if parsed is not None and parsed.version is None:
         alias = parsed.alias or "prod"
@@ -76,6 +81,21 @@ def serve(
         return _checked(open_model(path, features, warm_up=warm_up), check)
 
     return Serving(name, _always(version), fixed, metrics=metrics)
+
+
+def _loaded(
+    runtime: ModelRuntime,
+    features: Sequence[str | None],
+    check: Callable[[LoadedModel], object] | None,
+    warm_up: bool,
+) -> LoadedModel:
+    """Load a runtime that the job itself made."""
+    runtime.load()
+    names = [f"column_{at}" if name is None else name for at, name in enumerate(features)]
+    model = _checked(LoadedModel(runtime, name=type(runtime).__name__, features=names), check)
+    if warm_up:
+        runtime.warm_up()
+    return model
 
 
 def _checked(model: LoadedModel, check: Callable[[LoadedModel], object] | None) -> LoadedModel:

@@ -18,6 +18,7 @@ from streamml.models.loaded import LoadedModel
 from streamml.models.registry import Registry
 from streamml.models.rollout import Guard, Split, sticky
 from streamml.models.serving import Serving
+from streamml.models.signature import TensorSpec
 from streamml.operators import Breaker, Infer, LastValue
 from streamml.records import Record
 from streamml.testing import advance, checkpoint, crash, event
@@ -212,6 +213,21 @@ def test_features_are_logged_with_their_hash(registry: Registry, push: Roll) -> 
     (logged,) = result.side("features")
     assert (logged["features"], logged["model_version"]) == ({"x": 1.5}, "times:1")
     assert logged["hash"] == feature_hash([1.5])
+
+
+def test_a_runtime_of_ones_own_scores_as_well(tmp_path: Path) -> None:
+    class Doubling:
+        inputs = (TensorSpec("x", "float64", (None, 1)),)
+        outputs = (TensorSpec("y", "float64", (None, 1)),)
+
+        def load(self) -> None: ...
+        def warm_up(self, rows: Any = ()) -> None: ...
+        def close(self) -> None: ...
+        def predict(self, inputs: Any) -> Any:
+            return {"y": 2 * inputs["x"]}
+
+    result = play([Infer(Doubling(), inputs=["x"], outputs={"y": 0})], [event("k", t="1s", x=4.0)])
+    assert [(e.y, e.model_version) for e in result.main] == [(8.0, "Doubling:0")]
 
 
 def test_what_moved_a_score_adds_up_to_it(tmp_path: Path) -> None:

@@ -48,13 +48,17 @@ class Ingest:
         pipeline: name of the pipeline, the first part of ids.
         tracker: the pipeline's watermark.
         tagged: whether rows carry the source's tag (pipelines of several sources).
+        keyed: rows have their record's key, for `key_by(record_key)`.
     """
 
-    def __init__(self, spec: SourceSpec, pipeline: str, tracker: WatermarkTracker, *, tagged: bool) -> None:
+    def __init__(
+        self, spec: SourceSpec, pipeline: str, tracker: WatermarkTracker, *, tagged: bool, keyed: bool = False
+    ) -> None:
         self.spec = spec
         self._pipeline = pipeline
         self._tracker = tracker
         self._tagged = tagged
+        self._keyed = keyed
         self._roles = roles(spec.schema)
         self._decode = msgspec.json.Decoder(spec.schema).decode
         self._time_of: Callable[[Any], Any] = attrgetter(self._roles.time or "")
@@ -124,6 +128,7 @@ class Ingest:
             ids=names,
             watermarks=marks,
             watermark=self._tracker.current if watermarks is None else max(watermarks, default=self._tracker.current),
+            keys=[_text(chunk.keys[row]) for row in rows] if self._keyed and chunk.keys is not None else None,
             tags=[self.spec.tag] * len(values) if self._tagged else None,
             traces=[chunk.traces[row] for row in rows] if chunk.traces is not None else None,
         )
@@ -224,3 +229,13 @@ class Ingest:
             "offset": chunk.offsets[row],
             **payload_fields(chunk.payloads[row]),
         }
+
+
+def _text(key: bytes | None) -> str | bytes | None:
+    """Return a record's key as text where it is UTF-8."""
+    if key is None:
+        return None
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key

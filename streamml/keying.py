@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from streamml.errors import RecordError
+from streamml.errors import PlanError, RecordError
 from streamml.pipeline import StageSpec
 from streamml.records import Batch, Record
 from streamml.runtime import rejected
 
-__all__ = ["Keying"]
+__all__ = ["Keying", "keeps_record_key", "record_key"]
 
 _GOOD_TYPES = frozenset((str, int, bytes))
 _LIMIT = 2**63
+
+
+def record_key(event: Record) -> str | bytes:
+    """Return the key that a record had in Kafka: text where it is UTF-8, else bytes. For the first `key_by` only.
+
+    `key_by(record_key)` takes the key from the transport, without a field of it in the record. A record that has none
+    is rejected, as are all records of a source whose transport has no keys.
+
+    >>> record_key(Record(None, key="card-1"))
+    'card-1'
+    """
+    if event.key is None:
+        msg = "the record has no key; wanted one, as records of a Kafka topic have"
+        raise RecordError(msg)
+    key: str | bytes = event.key
+    return key
+
+
+def keeps_record_key(stages: Sequence[StageSpec], tag: str) -> bool:
+    """Return whether records of a source keep their transport's key up to the first `key_by`, which uses it.
+
+    Raises:
+        PlanError: a later `key_by` uses it, when it is gone.
+    """
+    using = [stage.name for stage in stages if stage.selector is not None and stage.selector.get(tag) is record_key]
+    if using and using != [stages[1].name]:
+        msg = (
+            f"stage {using[-1]!r}: key_by(record_key) must be the first key_by of a pipeline: behind it an event has "
+            "that stage's key, and no longer its record's"
+        )
+        raise PlanError(msg)
+    return bool(using)
 
 
 class Keying:
@@ -28,6 +60,7 @@ class Keying:
         first, *rest = stage.selector.values()
         same = isinstance(first, str) and all(each == first for each in rest)
         self._field = first if isinstance(first, str) and same else None
+        self._of_record = all(each is record_key for each in stage.selector.values())
         self.step = f"key_by.{stage.name}"
 
     def assign(self, batch: Batch) -> tuple[Batch, list[dict[str, Any]]]:
@@ -38,6 +71,8 @@ class Keying:
             if types <= _GOOD_TYPES and (int not in types or _fit(keys)):
                 batch.keys = keys
                 return batch, []
+        elif self._of_record and set(map(type, batch.keys)) <= {str, bytes}:
+            return batch, []
         return self._by_row(batch)
 
     def _by_row(self, batch: Batch) -> tuple[Batch, list[dict[str, Any]]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamml.cli import models_parity, models_rollout
+from streamml.cli import models_mlflow, models_parity, models_rollout
 from streamml.cli.errors import Debug
 from streamml.cli.exits import CODES_HELP
 from streamml.cli.models_common import (
@@ -309,4 +309,5 @@ def _text(value: Any) -> str:
 
 
 models_rollout.register(app)
+models_mlflow.register(app)
 models_parity.register(app)

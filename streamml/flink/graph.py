@@ -16,6 +16,7 @@ from streamml.flink.functions import BYTES, KeyedStageFunction, StageFunction
 from streamml.flink.host import HostPlan
 from streamml.flink.jars import jar
 from streamml.flink.settings import StageSettings, operator_configuration, require_process_mode
+from streamml.keying import keeps_record_key, record_key
 from streamml.pipeline import Pipeline, SourceSpec, StageSpec
 
 __all__ = ["FORMS", "Graph", "add_jar"]
@@ -83,10 +84,9 @@ class Graph:
     def _build(self, streams: dict[str, Any]) -> Any:
         pipeline = self.pipeline
         first, *keyed = pipeline.stages
-        field = _direct_field(pipeline) if self._script is None else None
-        if field is not None:
+        reader = self._direct_reader()
+        if reader is not None:
             stage, *rest = keyed
-            reader = self._java.KeyReader.jsonField(field)
             stream = self._keyed(streams[pipeline.sources[0].tag], reader, stage, 1, pipeline.sources[0].tag, rest)
             keyed = rest
             number = 2
@@ -102,6 +102,15 @@ class Graph:
         for place, stage in enumerate(keyed):
             stream = self._keyed(stream, self._java.KeyReader.ofRow(), stage, number + place, None, keyed[place + 1 :])
         return stream
+
+    def _direct_reader(self) -> Any:
+        """Return how Java finds the key of raw records, None where Python must see them first."""
+        if self._script is not None:
+            return None
+        field = _direct_field(self.pipeline)
+        if field is record_key:
+            return self._java.KeyReader.recordKey()
+        return self._java.KeyReader.jsonField(field) if field is not None else None
 
     def _front(self, stream: Any, stage: StageSpec, spec: SourceSpec | None, keyed: list[StageSpec]) -> Any:
         """Decode one source's records, run the operators before the first key, and assign keys."""
@@ -169,6 +178,7 @@ class Graph:
             carried=carried,
             scripted=scripted,
             typed=self._script is not None,
+            keyed=tag is not None and keeps_record_key(pipeline.stages, tag),
         )
 
     def _batches(self, stream: Any, reader: Any, groups: int, name: str) -> Any:
@@ -226,15 +236,15 @@ class Graph:
         return made
 
 
-def _direct_field(pipeline: Pipeline) -> str | None:
-    """Return the JSON name of the field that Java can key by, None where Python must see the records first."""
+def _direct_field(pipeline: Pipeline) -> Any:
+    """Return the JSON name of the field that Java can key by, or `record_key`; None where it can't."""
     first, *keyed = pipeline.stages
     if first.operators or not keyed or len(pipeline.sources) > 1:
         return None
     spec = pipeline.sources[0]
     selector = (keyed[0].selector or {}).get(spec.tag)
     if not isinstance(selector, str):
-        return None
+        return record_key if selector is record_key else None
     names = {field.name: (field.encode_name, field.type) for field in msgspec.structs.fields(spec.schema)}
     name, kind = names.get(selector, ("", None))
     return name if kind in (str, int) else None

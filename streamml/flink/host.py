@@ -16,7 +16,7 @@ from streamml.flink.metrics import StageMeter
 from streamml.flink.outputs import ContentPositions, Sides, StageOutputs
 from streamml.flink.store import MEMORY, FlinkMaps, FlinkStore
 from streamml.flink.watermark import before_each
-from streamml.flink.wire import split
+from streamml.flink.wire import split, split_key
 from streamml.ingest import Ingest
 from streamml.keying import Keying
 from streamml.pipeline import RUNTIME_SIDES, SourceSpec, StageSpec
@@ -50,6 +50,7 @@ class HostPlan:
         carried: they come from such a stage without a key, which may be ahead of the watermark that goes with its rows.
         scripted: what comes in was pickled by the test kit: (tag, wall clock, position, record) for all sources.
         typed: the main output of the last stage stays rows, for the test kit, where it would be JSON.
+        keyed: raw records come with their record's key, see `wire.split_key`.
         following: the stage that comes next; None for the last one.
         selected: fields of the main output, None for all.
         models: folders that are searched for model bundles.
@@ -71,6 +72,7 @@ class HostPlan:
     carried: bool = False
     scripted: bool = False
     typed: bool = False
+    keyed: bool = False
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -107,7 +109,7 @@ class StageHost:
         tracker = WatermarkTracker()
         tagged = len(plan.sources) > 1
         self._ingest = {
-            spec.tag: Ingest(spec, plan.pipeline, tracker, tagged=tagged)
+            spec.tag: Ingest(spec, plan.pipeline, tracker, tagged=tagged, keyed=plan.keyed)
             for spec in plan.sources
             if plan.scripted or spec.tag == plan.tag
         }
@@ -184,7 +186,10 @@ class StageHost:
         if not self._ingest:
             yield self._envelopes.decode(payloads, marks, carried=self.plan.carried), []
         elif not self.plan.scripted:
-            chunk = Chunk(payloads, [(_PARTITION, len(payloads))], ContentPositions(payloads))
+            positions, keys = ContentPositions(payloads), None
+            if self.plan.keyed:
+                keys, payloads = map(list, zip(*map(split_key, payloads), strict=True))
+            chunk = Chunk(payloads, [(_PARTITION, len(payloads))], positions, keys)
             yield self._ingest[self.plan.tag or ""].batch(chunk, now, marks)
         else:
             records = zip(map(pickle.loads, payloads), marks, strict=True)

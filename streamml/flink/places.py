@@ -27,8 +27,8 @@ def needs_kafka(uris: Mapping[str, str] | list[str]) -> bool:
     return any(uri.startswith("kafka:") for uri in values)
 
 
-def attach_source(java: Any, spec: SourceSpec, uri: str, pipeline: str) -> Any:
-    """Add a source to a Java environment; returns the Java stream of raw records.
+def attach_source(java: Any, spec: SourceSpec, uri: str, pipeline: str, *, keyed: bool = False) -> Any:
+    """Add a source to a Java environment; returns the Java stream of raw records, with their keys if `keyed`.
 
     It has no more subtasks than there are partitions: one without any would hold the watermark back until the others
     are far ahead.
@@ -38,11 +38,14 @@ def attach_source(java: Any, spec: SourceSpec, uri: str, pipeline: str) -> Any:
     from streamml.flink.functions import BYTES
 
     jvm = get_gateway().jvm
-    strategy = _watermarks(jvm, spec)
+    strategy = _watermarks(jvm, spec, keyed)
     name = f"{pipeline}/{spec.tag}: source"
     if uri.startswith("kafka:"):
-        source, kind = _kafka_source(jvm, uri, pipeline), BYTES.get_java_type_info()
+        source, kind = _kafka_source(jvm, uri, pipeline, keyed), BYTES.get_java_type_info()
         stream = java.fromSource(source, strategy, name, kind)
+    elif keyed:
+        msg = f"source {uri}: key_by(record_key) needs records that have a key, those of kafka://HOST:PORT/TOPIC"
+        raise UnsupportedError(msg)
     elif _path(uri) is not None:
         from pyflink.common import Types
 
@@ -85,7 +88,7 @@ def _topic_partitions(kind: str, uri: str) -> int:
     return sum(map(len, found.values()))
 
 
-def _watermarks(jvm: Any, spec: SourceSpec) -> Any:
+def _watermarks(jvm: Any, spec: SourceSpec, keyed: bool) -> Any:
     found = roles(spec.schema)
     names = {field.name: field.encode_name for field in msgspec.structs.fields(spec.schema)}
     return jvm.org.streamml.flink.EventTime.strategy(
@@ -95,6 +98,7 @@ def _watermarks(jvm: Any, spec: SourceSpec) -> Any:
         spec.max_jump,
         spec.idleness,
         spec.max_future,
+        keyed,
     )
 
 
@@ -106,7 +110,7 @@ def _path(uri: str) -> str | None:
     return None if path in ("", "-") else Path(path).resolve().as_uri()
 
 
-def _kafka_source(jvm: Any, uri: str, pipeline: str) -> Any:
+def _kafka_source(jvm: Any, uri: str, pipeline: str, keyed: bool) -> Any:
     from streamml.connectors.kafka_address import parse_address
 
     address = parse_address("source", uri, {})
@@ -128,9 +132,12 @@ def _kafka_source(jvm: Any, uri: str, pipeline: str) -> Any:
         .setTopics(topics)
         .setGroupId(address.options.get("group", pipeline))
         .setStartingOffsets(begin)
-        .setValueOnlyDeserializer(jvm.org.streamml.flink.BytesSchema())
         .setProperty("isolation.level", "read_committed")
     )
+    if keyed:
+        builder = builder.setDeserializer(jvm.org.streamml.flink.RecordKeySchema())
+    else:
+        builder = builder.setValueOnlyDeserializer(jvm.org.streamml.flink.BytesSchema())
     for name, value in _settings(address).items():
         builder = builder.setProperty(name, value)
     until = address.options.get("until")

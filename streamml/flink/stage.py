@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pyflink.common.typeinfo import TypeInformation
 from pyflink.datastream import DataStream
 
 from streamml.contract import Operator
 from streamml.errors import PlanError
 from streamml.events import Event, roles
 from streamml.flink.graph import Graph
+from streamml.flink.inputs import json_stream
+from streamml.flink.rows import row_stream
 from streamml.flink.settings import StageSettings
+from streamml.keying import record_key
 from streamml.pipeline import Pipeline
 from streamml.state.table import KEY_GROUPS
 from streamml.times import Duration, to_millis
@@ -20,14 +24,15 @@ __all__ = ["Stage", "keyed_stage"]
 
 
 class Stage:
-    """What comes out of `keyed_stage`: streams of JSON.
+    """What comes out of `keyed_stage`: streams of JSON, or of rows.
 
     Attributes:
         main: the main output.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, form: str) -> None:
         self._graph = graph
+        self._form = form
         self.main = DataStream(graph.main)
 
     def side(self, name: str) -> DataStream:
@@ -37,6 +42,26 @@ class Stage:
             PlanError: no operator emits it.
         """
         return DataStream(self._graph.side(name))
+
+    def rows(self, types: Mapping[str, TypeInformation], side: str | None = None) -> DataStream:
+        """Return an output as rows of declared types, which the Table API takes as they are.
+
+        A field that a record lacks is None. A value of another type than declared fails the job: no record of it is
+        lost unseen.
+
+        Args:
+            types: Flink's type of each field, such as `{"tx_id": Types.STRING(), "n": Types.LONG()}`.
+            side: a side output, None for the main output.
+
+        Raises:
+            PlanError: no operator emits that side output, a type is none that JSON has, or `form=` is not `text`.
+        """
+        if self._form != "text":
+            msg = f"stage {self._graph.pipeline.name!r}, rows: made of outputs with form='text', not {self._form!r}"
+            raise PlanError(msg)
+        stream = self.main if side is None else self.side(side)
+        name, output = self._graph.pipeline.name, side or "main"
+        return row_stream(stream, types, f"{name}, {output}")
 
 
 def keyed_stage(
@@ -63,7 +88,10 @@ def keyed_stage(
     in the program. Needs Python's process mode, which is PyFlink's default.
 
     Args:
-        stream: JSON as strings or bytes, `Types.STRING()` or `Types.PRIMITIVE_ARRAY(Types.BYTE())`.
+        stream: JSON as strings or bytes (`Types.STRING()`, `Types.PRIMITIVE_ARRAY(Types.BYTE())`); rows or tuples
+            with type information, whose named fields are those of the schema in JSON, and whose fields without names
+            (`Types.ROW`, `Types.TUPLE`) are the schema's in their order; or, where no type was declared, Python
+            objects: dicts, rows, tuples, events. What is not JSON costs a step in Python for each record.
         operators: the chain, in order.
         schema: what the records are; a record that does not fit goes to the side output `rejected`.
         key: a field, or a function of the event, which costs one more way through Python. By default the schema's key.
@@ -77,11 +105,17 @@ def keyed_stage(
         models: folders that are searched for model bundles, as the workers see them.
 
     Raises:
-        PlanError: the operators don't fit together or to the schema, or the environment asks for thread mode.
+        PlanError: the operators don't fit together or to the schema, the stream holds something else or its rows lack
+            fields of the schema, or the environment asks for thread mode.
     """
     selector = key if key is not None else roles(schema).key
     if selector is None:
         msg = f"keyed_stage: {schema.__name__} declares no key; pass key=, or class {schema.__name__}(Event, key=...)"
+        raise PlanError(msg)
+    if selector is record_key:
+        msg = (
+            "keyed_stage(key=record_key): records of a DataStream have no key; give a field, or a function of the event"
+        )
         raise PlanError(msg)
     pipeline = Pipeline(name or schema.__name__.lower(), schema=schema, key_groups=key_groups).key_by(selector)
     for operator in operators:
@@ -94,4 +128,5 @@ def keyed_stage(
         parallelism=parallelism,
         models=tuple(models),
     )
-    return Stage(Graph(pipeline, {pipeline.sources[0].tag: stream}, settings, form=form))
+    records = json_stream(stream, schema, pipeline.name)
+    return Stage(Graph(pipeline, {pipeline.sources[0].tag: records}, settings, form=form), form)

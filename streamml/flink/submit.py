@@ -13,6 +13,7 @@ from typing import Any
 
 from streamml.errors import PlanError
 from streamml.flink.rest import FlinkRest
+from streamml.keying import keeps_record_key
 from streamml.pipeline import Pipeline
 
 __all__ = ["APPLICATION", "BACKENDS", "SubmitOptions", "submit"]
@@ -109,7 +110,14 @@ def submit(
                 environment.add_python_file(str(path))
         try:
             streams = {
-                spec.tag: attach_source(java, spec, sources[spec.tag], pipeline.name) for spec in pipeline.sources
+                spec.tag: attach_source(
+                    java,
+                    spec,
+                    sources[spec.tag],
+                    pipeline.name,
+                    keyed=keeps_record_key(pipeline.stages, spec.tag),
+                )
+                for spec in pipeline.sources
             }
             settings = StageSettings(
                 batch_size=options.batch_size,

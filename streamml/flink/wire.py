@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-__all__ = ["NO_TIME", "join", "split", "unjoin"]
+__all__ = ["NO_TIME", "join", "split", "split_key", "unjoin"]
 
 NO_TIME = -(2**63)
 """Event time of a record that has none."""
@@ -24,6 +24,16 @@ def split(payload: bytes, count: int) -> tuple[list[bytes], tuple[int, ...]]:
     watermarks = struct.unpack_from(f">{count}q", payload, 4 * count)
     ends = accumulate(lengths, initial=12 * count)
     return [payload[start:stop] for start, stop in pairwise(ends)], watermarks
+
+
+def split_key(record: bytes) -> tuple[bytes | None, bytes]:
+    r"""Return a record's key, None if it has none, and the record: length of the key (-1: none), key, record.
+
+    >>> split_key(b"\0\0\0\1k{}"), split_key(b"\xff\xff\xff\xff{}")
+    ((b'k', b'{}'), (None, b'{}'))
+    """
+    length = int.from_bytes(record[:4], "big", signed=True)
+    return (None, record[4:]) if length < 0 else (record[4 : 4 + length], record[4 + length :])
 
 
 def join(records: Sequence[bytes], times: Sequence[int], keys: Sequence[bytes | None], output: int = 0) -> bytes:

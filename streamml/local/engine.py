@@ -12,7 +12,7 @@ from typing import Any
 from streamml.contract import Opening
 from streamml.errors import CheckpointError, ConnectorError, PlanError, RecordError
 from streamml.ingest import Ingest
-from streamml.keying import Keying
+from streamml.keying import Keying, keeps_record_key
 from streamml.local.exchange_source import ExchangeIngest
 from streamml.local.metering import Meter
 from streamml.local.options import LocalOptions
@@ -103,6 +103,7 @@ class LocalEngine:
         exchange: Exchange | None = None,
     ) -> None:
         pipeline.check()
+        keyed = {spec.tag: keeps_record_key(pipeline.stages, spec.tag) for spec in pipeline.sources}
         if missing := {spec.tag for spec in pipeline.sources} ^ set(sources):
             msg = f"pipeline {pipeline.name!r}: sources do not match its tags; check {', '.join(sorted(missing))}"
             raise PlanError(msg)
@@ -135,7 +136,8 @@ class LocalEngine:
         self._sharing = Sharing(pipeline, self._share, order)
         self._read = 0
         self._ingest: dict[str, Ingest | ExchangeIngest] = ingest or {
-            spec.tag: Ingest(spec, pipeline.name, self._tracker, tagged=tagged) for spec in pipeline.sources
+            spec.tag: Ingest(spec, pipeline.name, self._tracker, tagged=tagged, keyed=keyed[spec.tag])
+            for spec in pipeline.sources
         }
 
     def stop(self) -> None:

@@ -30,7 +30,7 @@ class Example(NamedTuple):
     @property
     def rows(self) -> int:
         """How many rows there are."""
-        return min((len(array) for array in self.arrays.values()), default=0)
+        return min((len(array) if array.ndim else 0 for array in self.arrays.values()), default=0)
 
 
 def example_of(where: str, kind: str, content: Any) -> Example:
@@ -64,7 +64,7 @@ def example_of(where: str, kind: str, content: Any) -> Example:
     if found is None:
         msg = f"{where}: its input example is a {kind or 'text'}; log it with a DataFrame or arrays as input_example"
         raise ModelError(msg)
-    if not found.rows or any(not array.ndim for array in found.arrays.values()):
+    if not found.rows:
         msg = f"{where}: its input example has no rows; log it with some dozens of typical ones as input_example"
         raise ModelError(msg)
     return Example({name: array[:_MOST] for name, array in found.arrays.items()}, found.columns)
@@ -72,7 +72,7 @@ def example_of(where: str, kind: str, content: Any) -> Example:
 
 def _table(content: Any) -> Example:
     if isinstance(content, Sequence):  # by records
-        content = {"columns": list(content[0]), "data": [list(row.values()) for row in content]}
+        content = {"columns": list(content[0]), "data": [[row[name] for name in content[0]] for row in content]}
     columns = tuple(map(str, content["columns"]))
     by_column = zip(*content["data"], strict=True)
     return Example({name: _array(list(v)) for name, v in zip(columns, by_column, strict=True)}, columns)
@@ -83,11 +83,8 @@ def _array(values: Any) -> Array:
     array = np.asarray(values)
     if array.dtype.kind == "O":
         given = np.asarray(values, dtype=object)
-        flat = [each for each in given.reshape(-1).tolist() if each is not None]
-        if all(isinstance(each, int | float) for each in flat):
-            return given.astype(np.float64)
-        if all(isinstance(each, str) for each in flat):
-            return np.where(np.equal(given, None), "", given)
-        msg = f"wanted numbers or texts, got {type(flat[0]).__name__}"
-        raise TypeError(msg)
+        if odd := [each for each in given.reshape(-1).tolist() if not isinstance(each, int | float | None)]:
+            msg = f"wanted numbers, or texts without gaps, got {odd[0]!r}"
+            raise TypeError(msg)
+        return given.astype(np.float64)
     return array.astype(object) if array.dtype.kind == "U" else array

@@ -246,8 +246,8 @@ class MlflowServer:
         try:
             said = msgspec.json.decode(body, type=_Refusal)
         except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's page, or a server that is none of MLflow's
-            said = _Refusal("", body.decode(errors="replace")[:200])
-        if status == 404 and said.error_code:
+            said = _Refusal("no answer of MLflow's:", " ".join(body.decode(errors="replace").split())[:120])
+        if status == 404 and said.error_code == "RESOURCE_DOES_NOT_EXIST":
             return NotThere(f"MLflow {self.where}: {said.message}")
         msg = f"MLflow {self.where}: {path} answers {status} ({said.error_code} {said.message})"
         if status in (401, 403):

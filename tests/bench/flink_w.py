@@ -1,9 +1,8 @@
 """Workload W on Flink, as a job of the library and as the PyFlink program that its documentation leads to.
 
-`python tests/bench/flink_w.py ours|idiomatic INPUT MODEL` runs one of them on an in-process cluster, one slot,
-process mode, checkpoints every 5 s, and
-prints the job's seconds as JSON. The start of a job costs 10 to 20 s, so a rate is the difference of two runs of
-different size.
+`python tests/bench/flink_w.py ours|by-hand INPUT MODEL` runs one of them on an in-process cluster, one slot, process
+mode, checkpoints every 5 s, and prints the job's seconds as JSON. The start of a job costs 10 to 20 s, so a rate is
+the difference of two runs of different size.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def ours(source: Path, model: Path) -> float:
     return float(env.execute("w").get_net_runtime()) / 1000
 
 
-def idiomatic(source: Path, model: Path) -> float:
+def by_hand(source: Path, model: Path) -> float:
     from pyflink.common import Types, WatermarkStrategy
     from pyflink.datastream import KeyedProcessFunction, MapFunction, RuntimeContext
     from pyflink.datastream.connectors.file_system import FileSource, StreamFormat
@@ -114,13 +113,18 @@ def idiomatic(source: Path, model: Path) -> float:
             self.name = self.model.get_inputs()[0].name
 
         def map(self, value: dict[str, Any]) -> str:
+            row = [value[f] for f in ("amount", "n", "total", "mean", "most", "n_session", "idle")]
             import numpy as np
 
-            row = [value[f] for f in ("amount", "n", "total", "mean", "most", "n_session", "idle")]
             out = self.model.run(None, {self.name: np.array([row + [0.0] * 9], dtype=np.float32)})
             return json.dumps({"tx_id": value["tx_id"], "score": float(out[0][0][0])})
 
-    env = environment(**{"python.state.cache-size": "200000", "python.fn-execution.bundle.size": "10000"})
+    env = environment(
+        **{
+            "python.state.cache-size": "200000",
+            "python.fn-execution.bundle.size": "10000",
+        }
+    )
     lines = FileSource.for_record_stream_format(StreamFormat.text_line_format(), str(source)).build()
     events = env.from_source(lines, WatermarkStrategy.no_watermarks(), "w", Types.STRING())
     stream = events.map(json.loads)
@@ -130,9 +134,9 @@ def idiomatic(source: Path, model: Path) -> float:
     from pyflink.java_gateway import get_gateway
 
     out._j_data_stream.sinkTo(get_gateway().jvm.org.apache.flink.streaming.api.functions.sink.v2.DiscardingSink())
-    return float(env.execute("idiomatic").get_net_runtime()) / 1000
+    return float(env.execute("by hand").get_net_runtime()) / 1000
 
 
 if __name__ == "__main__":
-    seconds = {"ours": ours, "idiomatic": idiomatic}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    seconds = {"ours": ours, "by-hand": by_hand}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
     print(json.dumps({"seconds": seconds}))

@@ -1,8 +1,12 @@
-"""Workload W on Flink, in events per second of one slot, against the PyFlink program that one would write by hand."""
+"""Workload W on Flink, in events per second of one slot, against the PyFlink program that one would write by hand.
+
+Runs alternate, for the machine may be shared; what is compared is the best round of each.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from streamml.generate import workload
 
 HERE = Path(__file__).parent
+ROUNDS = int(os.environ.get("STREAMML_ROUNDS", "3"))
 
 pytestmark = [pytest.mark.bench, pytest.mark.flink, pytest.mark.timeout(0)]
 
@@ -34,8 +39,15 @@ def test_w_is_many_times_faster_than_the_program_by_hand(tmp_path: Path) -> None
     from mlp import write_mlp
 
     model = write_mlp(tmp_path / "mlp.onnx")
-    ours = rate("ours", tmp_path, model, 50_000, 350_000)
-    idiomatic = rate("idiomatic", tmp_path, model, 4_000, 24_000)
-    ratio = ours / idiomatic
-    print(f"\nW on Flink, one slot, process mode: {ours:,.0f} events/s, by hand {idiomatic:,.0f}, {ratio:.1f} times")
-    assert ratio > 10
+    sizes = {"ours": (50_000, 350_000), "by-hand": (4_000, 24_000)}
+    found: dict[str, list[float]] = {which: [] for which in sizes}
+    for _ in range(ROUNDS):
+        for which, (small, large) in sizes.items():
+            found[which].append(rate(which, tmp_path, model, small, large))
+    print(f"\nW on Flink, one slot, process mode, events/s in {ROUNDS} rounds:")
+    ours = max(found["ours"])
+    for which, rates in found.items():
+        shown = ", ".join(f"{each:,.0f}" for each in rates)
+        ratios = ", ".join(f"{a / b:.1f}" for a, b in zip(found["ours"], rates, strict=True))
+        print(f"  {which}: {shown}; ours is {ratios} times as fast")
+    assert ours / max(found["by-hand"]) > 10

@@ -137,6 +137,7 @@ def test_a_job_that_is_stopped_and_started_with_two_three_and_one_workers_writes
     assert jobs.results(tmp_path) == alone["shops"]
 
 
+@pytest.mark.nightly
 def test_segments_that_are_killed_while_their_number_changes_start_again(
     input: Path, alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +216,7 @@ def newest(folder: Path) -> int:
     return max((int(path.name[4:]) for path in found), default=0)
 
 
+@pytest.mark.nightly
 def test_the_process_that_started_the_workers_is_killed_again_and_again(
     command: Any, alone: Any, tmp_path: Path
 ) -> None:

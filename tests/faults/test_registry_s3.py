@@ -24,7 +24,7 @@ from onnx import TensorProto, helper  # noqa: E402
 
 from streamml.models import Bundle  # noqa: E402
 
-pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.nightly, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(600)]
 
 CHILD = Path(__file__).with_name("registry_child.py")
 SERVER = """

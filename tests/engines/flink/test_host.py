@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 import streamml as sml
+from streamml.errors import PlanError
 from streamml.flink.envelope import Envelopes
 from streamml.flink.host import HostPlan, StageHost
 from streamml.flink.metrics import METRICS_OUTPUT, StageMeter
@@ -18,12 +20,15 @@ from streamml.flink.outputs import key_bytes
 from streamml.flink.store import PREFETCH, FlinkMaps, FlinkStore
 from streamml.flink.watermark import from_flink, to_flink
 from streamml.flink.wire import split, unjoin
+from streamml.keying import keeps_record_key, record_key
+from streamml.local import LocalEngine, LocalOptions
 from streamml.operators import Dedupe, Features, Window, count, total, trailing, tumbling
 from streamml.pickling import dumps, loads
 from streamml.pipeline import Pipeline
 from streamml.records import Batch
 from streamml.runtime import StageRuntime
 from streamml.state.memory import MemoryStore
+from streamml.testing.local import ScriptSink
 from streamml.times import MAX_TIME, MIN_TIME
 
 
@@ -104,6 +109,34 @@ def test_the_answer_is_that_of_one_runtime_over_all_keys_wherever_batches_are_cu
             cut = rows[start : start + size]
             found += outputs(h.plan, h.batch(group, *joined(cut), MIN_TIME, 0)).get("main", [])
         assert found == expected
+
+
+def keyed(key: bytes | None, record: dict[str, Any]) -> bytes:
+    length = -1 if key is None else len(key)
+    return length.to_bytes(4, "big", signed=True) + (key or b"") + msgspec.json.encode(record)
+
+
+def test_the_key_of_a_stage_is_that_of_the_record_where_the_pipeline_says_so() -> None:
+    pipeline = Pipeline("clicks", schema=Click).key_by(record_key).then(Dedupe("n", ttl="1h")).select("key", "n")
+    plan = HostPlan("clicks", pipeline.stages[1], pipeline.sources, "clicks", selected=pipeline.selected, keyed=True)
+    h = StageHost(plan)
+    h.open()
+    keys = [b"a", b"b", b"a", None, b"\xff", b"", b"\xff"]
+    rows: list[Any] = [keyed(key, click(1)) for key in keys]
+    found = outputs(plan, h.batch(h.group(maps()), *joined(rows), MIN_TIME, 0))
+    assert [row["key"] for row in found["main"]] == ["a", "b", "/w==", ""]
+    assert [row["key"] for row in found["duplicates"]] == ["a", "/w=="]
+    assert [row["reason"] for row in found["rejected"]] == [
+        "the record has no key; wanted one, as records of a Kafka topic have"
+    ]
+
+
+def test_a_record_has_its_key_only_up_to_the_first_stage_with_a_key(tmp_path: Path) -> None:
+    pipeline = Pipeline("clicks", schema=Click).key_by("user").then(Dedupe("n", ttl="1h")).key_by(record_key)
+    with pytest.raises(PlanError, match=r"stage 'stage2': .* must be the first key_by"):
+        LocalEngine(pipeline, {}, ScriptSink(), options=LocalOptions(state_dir=tmp_path))
+    assert keeps_record_key(Pipeline("clicks", schema=Click).key_by(record_key).stages, "clicks")
+    assert not keeps_record_key(pipeline.stages[:2], "clicks")
 
 
 def reference(operators: list[Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

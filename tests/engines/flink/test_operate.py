@@ -128,6 +128,7 @@ def test_a_job_keeps_its_state_through_rescaling_other_backends_and_a_changed_pi
     assert sorted(int(row["event"]["n"]) for row in tenth) == [n for n in range(400, 600) if (n // 13 + 1) % 10 == 0]
 
 
+@pytest.mark.nightly
 def test_a_job_on_forst_takes_savepoints_and_is_rescaled(
     session_cluster: Any, session_broker: str, flink: None
 ) -> None:

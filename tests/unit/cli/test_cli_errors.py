@@ -99,11 +99,10 @@ def test_an_error_that_nobody_foresaw_is_1_and_says_where(
     assert "--debug shows the traceback" in done.err and "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("other", ["flink", "beam"])
-def test_another_engine_is_2_and_says_which_one_there_is(cli: Any, home: Path, other: str) -> None:
-    done = cli("run", "clicks.py", "--engine", other)
+def test_flink_has_a_command_of_its_own(cli: Any, home: Path) -> None:
+    done = cli("run", "clicks.py", "--engine", "flink")
     assert done.code == 2
-    assert done.err.startswith("UnsupportedError: ") and "local engine only" in done.err
+    assert done.err.startswith("UnsupportedError: ") and "streamml submit clicks.py" in done.err
 
 
 def test_every_code_is_documented() -> None:

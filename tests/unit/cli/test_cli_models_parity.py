@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,10 @@ def registry(home: Path) -> Registry:
 def logged(cli: Any, home: Path, registry: Registry) -> Path:
     """The log of a run on 400 payments, in `out.features.jsonl`; the events are in `events.jsonl`."""
     (home / "job.py").write_text(JOB)
-    chance = random.Random(3)
+    chance, start = random.Random(3), int(time.time() * 1000) - 60_000  # a guard acts on what is live
+    start -= start % 1_000
     events = [
-        {"id": f"e{i}", "card": f"c{chance.randrange(7)}", "ts": 1_700_000_000_000 + i * 90, "amount": chance.random()}
+        {"id": f"e{i}", "card": f"c{chance.randrange(7)}", "ts": start + i * 90, "amount": chance.random()}
         for i in range(400)
     ]
     (home / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))

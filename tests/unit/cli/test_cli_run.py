@@ -149,7 +149,7 @@ def test_models_beside_the_job_come_before_the_shipped_ones(home: Path) -> None:
     shipped = load_job("clicks.py").models()
     (home / "models").mkdir()
     assert load_job("clicks.py").models() == ("models", *shipped)
-    assert load_job("clicks.py").models([Path("mine"), Path("yours")]) == ("mine", "yours", *shipped)
+    assert load_job("clicks.py").models(["mine", "yours"]) == ("mine", "yours", *shipped)
 
 
 def test_several_sources_are_told_apart_by_tag(cli: Cli, home: Path, read: Any) -> None:

@@ -22,7 +22,7 @@ from streamml.models import RemoteModel
 from streamml.models.remote_http import Unavailable
 
 pytest.importorskip("grpc")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).resolve().parents[3]
 WEIGHTS = [[1.0], [10.0], [100.0]]

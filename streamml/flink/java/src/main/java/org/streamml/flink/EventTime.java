@@ -26,12 +26,13 @@ public final class EventTime {
      * @param maxJump see above, ms
      * @param idleness after how long without records a partition holds nobody back, ms; 0: never
      * @param maxFuture a time further than this ahead of the clock does not count, ms: Python rejects such an event
+     * @param keyed records come with their keys, as {@link RecordKey} joins them
      */
     public static WatermarkStrategy<Object> strategy(
-            String field, double millisPerUnit, long bound, long maxJump, long idleness, long maxFuture) {
+            String field, double millisPerUnit, long bound, long maxJump, long idleness, long maxFuture, boolean keyed) {
         JsonField reader = new JsonField(field);
         WatermarkStrategy<Object> made = WatermarkStrategy.<Object>forGenerator(context -> new Generator(bound, maxJump, maxFuture))
-                .withTimestampAssigner(context -> new Assigner(reader, BigDecimal.valueOf(millisPerUnit)));
+                .withTimestampAssigner(context -> new Assigner(reader, BigDecimal.valueOf(millisPerUnit), keyed));
         return idleness > 0 ? made.withIdleness(java.time.Duration.ofMillis(idleness)) : made;
     }
 
@@ -39,15 +40,17 @@ public final class EventTime {
     static final class Assigner implements TimestampAssigner<Object> {
         private final JsonField field;
         private final BigDecimal millisPerUnit;
+        private final boolean keyed;
 
-        Assigner(JsonField field, BigDecimal millisPerUnit) {
+        Assigner(JsonField field, BigDecimal millisPerUnit, boolean keyed) {
             this.field = field;
+            this.keyed = keyed;
             this.millisPerUnit = millisPerUnit;
         }
 
         @Override
         public long extractTimestamp(Object element, long recordTimestamp) {
-            byte[] json = KeyReader.bytes(element);
+            byte[] json = keyed ? RecordKey.record((byte[]) element) : KeyReader.bytes(element);
             long place = field.find(json);
             if (place < 0) {
                 return Long.MIN_VALUE;

@@ -6,8 +6,22 @@ import java.nio.charset.StandardCharsets;
 final class KeyEncoding {
     private KeyEncoding() {}
 
+    static byte[] bytes(byte[] key) {
+        int n = key.length;
+        if (n < 256) {
+            return join(key, 0xc4, n);
+        }
+        if (n < 65536) {
+            return join(key, 0xc5, n >> 8, n);
+        }
+        return join(key, 0xc6, n >> 24, n >> 16, n >> 8, n);
+    }
+
     static byte[] text(String key) {
-        byte[] utf8 = key.getBytes(StandardCharsets.UTF_8);
+        return text(key.getBytes(StandardCharsets.UTF_8));
+    }
+
+    static byte[] text(byte[] utf8) {
         int n = utf8.length;
         if (n < 32) {
             return join(utf8, 0xa0 | n);

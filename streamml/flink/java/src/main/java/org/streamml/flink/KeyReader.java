@@ -23,6 +23,11 @@ public interface KeyReader extends Serializable {
         return new OfRow();
     }
 
+    /** The key that the transport carried, of bytes that {@link RecordKeySchema} made; they are the payload, too. */
+    static KeyReader recordKey() {
+        return new OfRecord();
+    }
+
     /** No key: all records are alike. */
     static KeyReader none() {
         return new Without();
@@ -57,6 +62,19 @@ public interface KeyReader extends Serializable {
         @Override
         public byte[] payload(Object value) {
             return bytes(value);
+        }
+    }
+
+    /** See {@link #recordKey}. */
+    final class OfRecord implements KeyReader {
+        @Override
+        public byte[] key(Object value) {
+            return RecordKey.key((byte[]) value);
+        }
+
+        @Override
+        public byte[] payload(Object value) {
+            return (byte[]) value;
         }
     }
 

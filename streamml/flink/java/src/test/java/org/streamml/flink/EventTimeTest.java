@@ -12,7 +12,7 @@ import org.junit.jupiter.api.Test;
 
 class EventTimeTest {
     private static long time(String json, double unit) {
-        return new EventTime.Assigner(new JsonField("t"), BigDecimal.valueOf(unit))
+        return new EventTime.Assigner(new JsonField("t"), BigDecimal.valueOf(unit), false)
                 .extractTimestamp(json.getBytes(StandardCharsets.UTF_8), 0);
     }
 

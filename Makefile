@@ -8,14 +8,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # Extras of the development environment, with everything that the tests start for real; engines that are missing are skipped.
-EXTRAS ?= onnx,torch,arrow,sketches,kafka,flink,convert,signing,grpc,fsspec,dev
+EXTRAS ?= onnx,torch,arrow,sketches,kafka,flink,convert,signing,grpc,fsspec,mlflow,dev
 # Extras and command of `make run`: Python is all it needs.
 RUN_EXTRAS ?= onnx
 RUN ?= $(BIN)/streamml run payments --demo
 # More arguments for pytest, for example `make test-fast ARGS="-k session -x"`.
 ARGS ?=
 
-FAST := not slow and not fault and not bench and not flink and not kafka
+FAST := not slow and not nightly and not fault and not bench and not flink and not kafka
 COMMA := ,
 # An environment is up to date when its stamp is newer than what it was installed from.
 STAMP := $(VENV)/.installed-$(subst $(COMMA),-,$(EXTRAS))
@@ -24,7 +24,7 @@ SOURCES := setup.cfg pyproject.toml constraints.txt
 PACKAGES := streamml operators state jobs
 CHECKED := $(wildcard $(PACKAGES) tests examples)
 
-.PHONY: help setup run test test-fast bench doctest lint types format jar compose-tool clean
+.PHONY: help setup run test test-fast test-nightly test-beam prism bench doctest lint types format jar compose-tool clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,12 +34,46 @@ setup: $(STAMP) ## Create .venv and install streamml with what development needs
 run: $(RUN_STAMP) ## Run the payments job on a generated stream: no broker, no JVM
 	$(RUN)
 
+# The newest Beam has an environment of its own, for PyFlink pins an older one. Its Prism is built by the Go tool, if there
+# is one: about 300 s of CPU, once. Without it the tests that need Prism are skipped.
+BEAM_VERSION := 2.77.0
+BEAM := .cache/beam-2.77
+PRISM := .cache/prism/$(BEAM_VERSION)/prism
+BEAM_TOOLS := onnx pandas scikit-learn skl2onnx pytest pytest-timeout hypothesis
+
 # The tests of Kafka and Flink run in a process of their own: kafka-python and PyFlink leave sockets to the garbage collector,
 # which warns about them at any time later, and elsewhere a warning is an error.
-ENGINES := (flink or kafka) and not bench
-test: lint compose-tool ## Everything that CI checks: lint, types, all tests
-	$(BIN)/pytest -m "not ($(ENGINES)) and not bench" $(ARGS)
-	$(BIN)/pytest -m "$(ENGINES)" -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
+ENGINES := (flink or kafka or beam) and not bench
+NOISE := -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
+LOG := .cache/test-engines.log
+test: lint compose-tool ## Everything that CI checks: lint, types, all tests but the nightly ones
+	@mkdir -p .cache; echo "The engines' tests run beside the others; what they say comes after them, from $(LOG)"
+	@{ status=0; $(BIN)/pytest -m "$(ENGINES) and not nightly" $(NOISE) $(ARGS) || status=$$?; \
+		$(MAKE) --no-print-directory test-beam || status=$$?; exit $$status; } >$(LOG) 2>&1 & engines=$$!; \
+	trap 'kill $$engines 2>/dev/null' INT TERM; status=0; \
+	$(BIN)/pytest -m "not ($(ENGINES)) and not bench and not nightly" $(ARGS) || status=$$?; \
+	wait $$engines || status=$$?; cat $(LOG); exit $$status
+
+test-beam: $(BEAM)/.installed prism ## The tests of Beam on its newest version, with Prism
+	$(BEAM)/bin/pytest tests/engines/beam -m "not bench" $(ARGS)
+
+$(BEAM)/.installed: setup.cfg pyproject.toml | $(BIN)/uv
+	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) $(BEAM)
+	$(BIN)/uv pip install --quiet --python $(BEAM)/bin/python apache-beam==$(BEAM_VERSION) -e ".[onnx,kafka]" $(BEAM_TOOLS)
+	@touch $@
+
+prism:
+	@if [ -x $(PRISM) ]; then :; \
+	elif command -v go >/dev/null; then \
+		GOBIN=$(CURDIR)/$(dir $(PRISM)) nice -n 15 \
+			go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(BEAM_VERSION) \
+		|| echo "SKIP: Prism could not be built, so the tests that need it are skipped"; \
+	else \
+		echo "SKIP: there is no Go tool to build Prism with, so the tests that need it are skipped"; \
+	fi
+
+test-nightly: $(STAMP) ## The long tests of what changes rarely
+	$(BIN)/pytest -m nightly $(NOISE) $(ARGS)
 
 test-fast: $(STAMP) ## The tests without the slow ones, in under 90 seconds
 	$(BIN)/pytest -m "$(FAST)" $(ARGS)

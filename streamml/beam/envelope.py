@@ -43,8 +43,12 @@ class Envelopes:
             self._decoders.append(msgspec.msgpack.Decoder(rows).decode)
         self._encode = msgspec.msgpack.Encoder().encode
 
-    def encode(self, batch: Batch) -> bytes:
-        """Return a batch as bytes: values, envelope and derived fields; watermarks stay behind.
+    def encode(self, batch: Batch, *, marks: bool = False) -> bytes:
+        """Return a batch as bytes: values, envelope and derived fields.
+
+        Args:
+            batch: the rows.
+            marks: the watermarks before them go along; without it they stay behind.
 
         Raises:
             RecordError: a value can't travel, such as an open file.
@@ -57,7 +61,17 @@ class Envelopes:
                 values = self._encode(batch.values)
             except _UNENCODABLE:  # an integer of more than 64 bits and the like
                 number = _PLAIN
-        columns = (number, values, batch.times, batch.ids, batch.keys, batch.tags, batch.traces, batch.fields)
+        columns: tuple[Any, ...] = (
+            number,
+            values,
+            batch.times,
+            batch.ids,
+            batch.keys,
+            batch.tags,
+            batch.traces,
+            batch.fields,
+        )
+        columns = (*columns, batch.watermarks if marks else None)
         try:
             return pickle.dumps(columns, pickle.HIGHEST_PROTOCOL)
         except _UNPICKLABLE:  # classes of the main script and the like
@@ -69,16 +83,19 @@ class Envelopes:
             raise RecordError(msg) from exc
 
     def decode(self, data: bytes) -> Batch:
-        """Return the batch of what `encode` returned; its watermarks are those of a stream that has seen nothing."""
+        """Return the batch of what `encode` returned.
+
+        Without marks its watermarks are those of a stream that has seen nothing.
+        """
         columns = pickle.loads(data)
         if columns[0] == _BY_CODE:
             columns = loads(columns[1])
-        number, values, times, ids, keys, tags, traces, fields = columns
+        number, values, times, ids, keys, tags, traces, fields, marks = columns
         return Batch(
             values if number == _PLAIN else self._decoders[number](values),
             times=times,
             ids=ids,
-            watermarks=[MIN_TIME] * len(times),
+            watermarks=marks or [MIN_TIME] * len(times),
             watermark=MIN_TIME,
             keys=keys,
             tags=tags,

@@ -28,7 +28,7 @@ from streamml.records import Batch
 from streamml.times import MAX_TIME, MIN_TIME
 from streamml.watermarks import WatermarkTracker
 
-__all__ = ["BoundedStageFn", "FrontFn", "KeyedStageFn"]
+__all__ = ["BoundedStageFn", "FrontFn", "HostedFn", "KeyedStageFn"]
 
 _PARTITION = "stream"
 
@@ -37,7 +37,7 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-class _HostedFn(beam.DoFn):
+class HostedFn(beam.DoFn):
     """Base of DoFns that share the host of their process."""
 
     def __init__(self, plan: HostPlan) -> None:
@@ -53,13 +53,14 @@ class _HostedFn(beam.DoFn):
             groups=plan.groups,
             form="rows" if plan.settings.scripted else plan.settings.form,
             selected=plan.selected,
+            marks=plan.marks,
         )
 
     def teardown(self) -> None:
         give_back(self._host)
 
 
-class FrontFn(_HostedFn):
+class FrontFn(HostedFn):
     """Decodes records, runs the operators before the first key, and hands on the rows of a bundle by key group."""
 
     def setup(self) -> None:
@@ -164,7 +165,7 @@ def _when(name: str, spec: TimerSpec) -> Any:
     return on_timer(spec)(fired)
 
 
-class KeyedStageFn(_HostedFn):
+class KeyedStageFn(HostedFn):
     """Hosts a keyed stage of an unbounded stream; Beam's key is the number of a key group."""
 
     def process(
@@ -192,7 +193,7 @@ def _cells(head: Any, logs: tuple[Any, Any, Any], timers: tuple[Any, ...]) -> Ce
     return Cells(head, logs, dict(zip(TIMERS, timers, strict=True)))
 
 
-class BoundedStageFn(_HostedFn):
+class BoundedStageFn(HostedFn):
     """Hosts a keyed stage of a bounded input: gets all rows of a key group at once, and handles them by event time."""
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[Any]:

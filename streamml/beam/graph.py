@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import DebugOptions
 from apache_beam.transforms.window import GlobalWindows, TimestampCombiner
 
 from streamml.beam.elements import check_elements
 from streamml.beam.functions import BoundedStageFn, FrontFn, KeyedStageFn
 from streamml.beam.host import HostPlan
+from streamml.beam.prism import NO_SPLIT
+from streamml.beam.reading import ReadFn
 from streamml.beam.rows import row_type
 from streamml.beam.settings import StageSettings
+from streamml.beam.splits import Split
 from streamml.errors import PlanError, UnsupportedError
 from streamml.pipeline import Pipeline, StageSpec
 
@@ -29,7 +34,8 @@ class Graph:
 
     Args:
         pipeline: what to run.
-        inputs: a PCollection of records for each of its sources, or one for all of the test kit's (`scripted`).
+        inputs: for each of its sources a PCollection of records, or of splits to be read as a stream (`Split`); or one
+            of records for all of the test kit's (`scripted`).
         settings: see `StageSettings`.
         where: how messages name it.
     """
@@ -39,10 +45,12 @@ class Graph:
         self.pipeline = pipeline
         self._where = where
         for each in inputs.values():
-            check_elements(each, where)
-        self._bounded = all(each.is_bounded for each in inputs.values())
+            if each.element_type is not Split:
+                check_elements(each, where)
+        self._bounded = all(each.is_bounded and each.element_type is not Split for each in inputs.values())
         self._settings = _ordered(settings, self._bounded, where)
         self._root = next(iter(inputs.values())).pipeline
+        self._root.options.view_as(DebugOptions).add_experiment(NO_SPLIT)
         self.parts: dict[str, list[Any]] = {name: [] for name in pipeline.sides}
         """Side outputs of each step, by name; joining them loses their order."""
         self.main: Any = self._build(inputs)
@@ -65,7 +73,11 @@ class Graph:
         for tag, records in inputs.items():
             plan = self._plan(first, None if self._settings.scripted else tag, keyed)
             label = f"front {tag}" if len(inputs) > 1 else "front"
-            parts.append(self._step(records, plan, FrontFn(plan), label, last=not keyed))
+            if records.element_type is Split:
+                plan = dataclasses.replace(plan, marks=True)
+                parts.append(self._step(records, plan, ReadFn(plan), label, last=not keyed))
+            else:
+                parts.append(self._step(records, plan, FrontFn(plan), label, last=not keyed))
         stream = parts[0] if len(parts) == 1 else tuple(parts) | "inputs" >> beam.Flatten()
         for place, stage in enumerate(keyed):
             plan = self._plan(stage, None, keyed[place + 1 :])
@@ -99,7 +111,9 @@ class Graph:
 
     def _form(self) -> Any:
         form = self._settings.form
-        return row_type(self.pipeline, self._settings) if form == "row" else bytes if form == "json" else dict[str, Any]
+        if form == "row":
+            return row_type(self.pipeline, self._settings)
+        return dict[str, Any] if form == "dict" else bytes
 
     def _typed(self, parts: list[Any], label: str) -> Any:
         typed = [
@@ -143,10 +157,8 @@ def _same(record: Any) -> Any:
 
 def _ordered(settings: StageSettings, bounded: bool, where: str) -> StageSettings:
     """Fill in the order of rows."""
-    from dataclasses import replace
-
     if settings.order is None:
-        return replace(settings, order="event_time" if bounded else "arrival")
+        return dataclasses.replace(settings, order="event_time" if bounded else "arrival")
     if bounded and settings.order == "arrival":
         msg = (
             f"{where}: order='arrival' in a bounded pipeline, which Beam reads in any order; leave order= out, "

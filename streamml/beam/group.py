@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -104,11 +105,13 @@ class Group:
         return sum(log.held for log in self._logs)
 
     def arrive(self, batch: Batch, now: int) -> Output:
-        """Handle rows in their order, each by the watermark that is known."""
+        """Handle rows in their order, each by the watermark that is known: to the group, or by what the row brought."""
         head = self.head
         head.newest = max(head.newest, max(batch.times, default=MIN_TIME))
         known = max(head.known, self.runtime.watermark)
-        batch.watermarks, batch.watermark = [known] * len(batch), known
+        batch.watermarks = list(accumulate(batch.watermarks, max, initial=known))[1:]
+        batch.watermark = batch.watermarks[-1] if batch.watermarks else known
+        head.known = max(head.known, batch.watermark)
         return self.runtime.process(batch, now)
 
     def wait(self, batch: Batch, now: int) -> Output:

@@ -42,6 +42,7 @@ class HostPlan:
         following: the stage that comes next; None for the last one.
         selected: fields of the main output, None for all.
         groups: number of key groups.
+        marks: its rows take along the watermarks before them; for a stage that reads itself.
     """
 
     token: str
@@ -53,6 +54,7 @@ class HostPlan:
     following: StageSpec | None = None
     selected: tuple[str, ...] | None = None
     groups: int = 128
+    marks: bool = False
 
     @property
     def sides(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import TimestampedValue
 
 from streamml.beam.envelope import Envelopes
+from streamml.beam.settings import BLOCKS
 from streamml.beam.watermark import arrival, to_beam
 from streamml.connectors.encode import Encoder, output_rows
 from streamml.errors import RecordError
@@ -47,18 +48,27 @@ class Outputs:
         envelopes: for rows on their way to the next stage.
         keying: keys of the stage that comes next; None for the last one.
         groups: number of key groups.
-        form: what records of the last stage's main output are: `dict`, `json` or `row`; `rows` for the test kit.
+        form: what records of the last stage's main output are, see `StageSettings.form`; `rows` for the test kit.
         selected: fields of the main output of the last stage, None for all.
+        marks: rows on their way take the watermarks before them along.
     """
 
     def __init__(
-        self, envelopes: Envelopes, keying: Keying | None, *, groups: int, form: str, selected: Sequence[str] | None
+        self,
+        envelopes: Envelopes,
+        keying: Keying | None,
+        *,
+        groups: int,
+        form: str,
+        selected: Sequence[str] | None,
+        marks: bool = False,
     ) -> None:
         self._envelopes = envelopes
         self._keying = keying
         self._groups = groups
         self._form = form
         self._selected = selected
+        self._marks = marks
         self._encoder = Encoder()
 
     def of(self, output: Output | None, bad: list[dict[str, Any]] | None = None) -> Iterator[Any]:
@@ -88,8 +98,19 @@ class Outputs:
             yield TimestampedValue(self._envelopes.encode(batch), to_beam(min(batch.times)))
         else:
             batch, records = self._records(batch, sides)
+            if self._form in BLOCKS:
+                yield from self._block(batch, records)
+                return
             for record, time in zip(records, batch.times, strict=True):
                 yield TimestampedValue(record, to_beam(time))
+
+    def _block(self, batch: Batch, records: Sequence[Any]) -> Iterator[Any]:
+        """Yield a batch as one element, for the sinks of a whole job."""
+        if len(batch):
+            made = (
+                self._envelopes.encode(batch) if self._form == "batch" else b"".join(b"%b\n" % each for each in records)
+            )
+            yield TimestampedValue(made, to_beam(min(batch.times)))
 
     def _by_group(self, batch: Batch, sides: Sides) -> Iterator[Any]:
         rows: dict[int, list[int]] = {}
@@ -103,7 +124,7 @@ class Outputs:
     def _payloads(self, batch: Batch, sides: Sides) -> Iterator[bytes]:
         """Yield a batch as one array of bytes; row by row, without those that can't travel, when some can't."""
         try:
-            yield self._envelopes.encode(batch)
+            yield self._envelopes.encode(batch, marks=self._marks)
         except RecordError as exc:
             if len(batch) > 1:
                 for row in range(len(batch)):
@@ -126,7 +147,7 @@ class Outputs:
         return batch, self._encoded(batch)
 
     def _encoded(self, batch: Batch) -> Sequence[Any]:
-        if self._form == "json":
+        if self._form in ("json", *BLOCKS):
             return self._encoder.encode_rows(batch, self._selected)
         records = output_rows(batch, self._selected)
         return records if self._form == "dict" else [beam.Row(**record) for record in records]

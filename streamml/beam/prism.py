@@ -9,10 +9,15 @@ from pathlib import Path
 
 from streamml.errors import UnsupportedError
 
-__all__ = ["FIRST_RIGHT", "find_prism", "prism_options"]
+__all__ = ["FIRST_RIGHT", "NO_SPLIT", "find_prism", "prism_options"]
 
 FIRST_RIGHT = (2, 77)
 """Oldest tried version that is right; 2.61 fires a key's timers with its next element, whatever the watermark."""
+NO_SPLIT = "prism_disable_sdf_split"
+"""Experiment that keeps Prism from splitting slow bundles; other runners ignore it.
+
+Where Prism cuts one within the elements of a key, the two parts run at the same time, each with the state from before,
+and what one of them writes is lost."""
 
 
 def find_prism() -> Path:

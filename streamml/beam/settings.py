@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from streamml.errors import PlanError
 from streamml.times import to_millis
 
-__all__ = ["FORMS", "ORDERS", "StageSettings"]
+__all__ = ["BLOCKS", "FORMS", "ORDERS", "StageSettings"]
 
 FORMS = ("dict", "json", "row")
 """Forms of output records."""
+BLOCKS = ("lines", "batch")
+"""Forms of the main output for the sinks of a whole job: an element is a batch, as JSON lines or as it is."""
 ORDERS = ("arrival", "event_time")
 """In which order rows of a key are handled."""
 
@@ -45,7 +47,7 @@ class StageSettings:
     scripted: bool = False
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
+        if self.form not in (*FORMS, *BLOCKS):
             where = "KeyedStage, form="
             raise PlanError.unknown(where, "form of output records", self.form, FORMS)
         if self.order is not None and self.order not in ORDERS:
@@ -57,6 +59,10 @@ class StageSettings:
                 f"got {self.batch_size} and {self.watermark_step}"
             )
             raise PlanError(msg)
+
+    def formed(self, form: str) -> Self:
+        """Return the same with another form."""
+        return replace(self, form=form)
 
     @classmethod
     def of(cls, **options: Any) -> Self:

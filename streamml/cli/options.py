@@ -26,6 +26,7 @@ __all__ = [
     "Overwrite",
     "Param",
     "Plain",
+    "Runner",
     "Side",
     "Sink",
     "Source",
@@ -129,7 +130,18 @@ Workers = Annotated[
         rich_help_panel=_JOB,
     ),
 ]
-EngineChoice = Annotated[Engine, typer.Option(help="Where it runs; this version has local.", rich_help_panel=_JOB)]
+EngineChoice = Annotated[
+    Engine, typer.Option(help="Where it runs: local, or beam; `streamml submit` is for flink.", rich_help_panel=_JOB)
+]
+Runner = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Runner of --engine beam: direct, prism, flink, dataflow, ...; its own options come after `--`.",
+        show_default="direct",
+        rich_help_panel=_JOB,
+    ),
+]
 Models = Annotated[
     list[str] | None,
     typer.Option(

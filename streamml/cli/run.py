@@ -29,6 +29,7 @@ from streamml.cli.options import (
     Overwrite,
     Param,
     Plain,
+    Runner,
     Side,
     Sink,
     Source,
@@ -38,12 +39,17 @@ from streamml.cli.options import (
 
 __all__ = ["register", "run"]
 
+_AFTER = "streamml.runner_options"
+
 
 class RunCommand(TyperCommand):
-    """Lets `--explain` stand alone, for a tree."""
+    """Lets `--explain` stand alone, for a tree, and keeps what stands after `--` for a Beam runner."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Write out the value of a bare `--explain`."""
+        """Write out the value of a bare `--explain`, and put the options of a runner aside."""
+        if "--" in args:
+            at = args.index("--")
+            args, ctx.meta[_AFTER] = args[:at], args[at + 1 :]
         filled: list[str] = []
         for i, arg in enumerate(args):
             bare = arg == "--explain" and args[i + 1 : i + 2] not in ([e.value] for e in Explain)
@@ -57,6 +63,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
+    context: typer.Context,
     job: Job,
     source: Source = None,
     sink: Sink = None,
@@ -69,6 +76,7 @@ def run(
     latency_target: LatencyTarget = None,
     workers: Workers = None,
     engine: EngineChoice = Engine.LOCAL,
+    runner: Runner = None,
     models: Models = None,
     param: Param = None,
     explain: ExplainChoice = None,
@@ -79,7 +87,7 @@ def run(
     demo_events: DemoEvents = 200_000,
     debug: Debug = False,
 ) -> None:
-    """Run a job on this machine.
+    """Run a job on this machine, or on a Beam runner.
 
     SIGTERM or Ctrl-C stops it cleanly, with a checkpoint and exit code 0. The same command then goes on from there.
     """
@@ -91,6 +99,7 @@ def run(
     from streamml.cli.workers import execute_workers, wants_workers
     from streamml.errors import PlanError, UnsupportedError
 
+    runner_options: list[str] = context.meta.get(_AFTER, [])
     loaded = load_job(job)
     folders = loaded.models(models or ())
     params = named("--param", param or (), "name=value")
@@ -98,10 +107,26 @@ def run(
     if explain is not None:
         typer.echo(pipeline.tree() if explain is Explain.TREE else pipeline.mermaid())
         return
-    if engine is not Engine.LOCAL:
-        msg = f"--engine {engine}: this version of streamml runs jobs on the local engine only; leave --engine out"
-        raise UnsupportedError(msg)
     pipeline.check()
+    if engine is Engine.BEAM:
+        from streamml.cli.beam import execute_beam
+
+        local = {
+            "--state-dir": state_dir, "--workers": workers, "--latency-target": latency_target,
+            "--metrics-port": metrics_port, "--demo": demo, "--json": json,
+        }  # fmt: skip
+        execute_beam(
+            pipeline, runner or "direct", runner_options, models=folders, batch_size=batch_size,
+            sources=source or (), sink=sink, sides=side or (), overwrite=overwrite, local=local,
+        )  # fmt: skip
+        return
+    if engine is Engine.FLINK:
+        msg = f"--engine {engine}: `streamml submit {job}` runs a job on a Flink cluster"
+        raise UnsupportedError(msg)
+    if runner is not None or runner_options:
+        what = f"--runner {runner}" if runner is not None else " ".join(runner_options)
+        msg = f"{what}: only --engine beam takes a runner and options of it"
+        raise PlanError(msg)
     if demo and (source or sink or side or state_dir or workers):
         msg = "--demo brings its own stream, output and state; leave --source, --sink, --side and the like out"
         raise PlanError(msg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -15,12 +16,12 @@ beam = pytest.importorskip("apache_beam")
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # noqa: E402
 from apache_beam.testing import test_stream as streams  # noqa: E402
 from apache_beam.transforms.timeutil import TimeDomain  # noqa: E402
-from apache_beam.transforms.userstate import TimerSpec, on_timer  # noqa: E402
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer  # noqa: E402
 from apache_beam.transforms.window import TimestampedValue  # noqa: E402
 from apache_beam.utils.timestamp import Timestamp  # noqa: E402
 
 from streamml.beam.collect import Collect, collecting  # noqa: E402
-from streamml.beam.prism import FIRST_RIGHT, find_prism, prism_options  # noqa: E402
+from streamml.beam.prism import FIRST_RIGHT, NO_SPLIT, find_prism, prism_options  # noqa: E402
 
 BEAM = version("apache-beam")
 NEW = tuple(map(int, BEAM.split(".")[:2])) >= FIRST_RIGHT
@@ -84,3 +85,29 @@ def test_prism_is_used_only_where_it_does_so_too() -> None:
         assert found.index("timer for 100") < found.index("at watermark 5"), "right now: lower FIRST_RIGHT"
         with pytest.raises(UnsupportedError, match="before the watermark"):
             find_prism()
+
+
+class Number(beam.DoFn):
+    """Numbers the elements of a key; the first one takes long."""
+
+    SEEN = ReadModifyWriteStateSpec("seen", beam.coders.VarIntCoder())
+
+    def process(self, element: tuple[str, int], seen: Any = beam.DoFn.StateParam(SEEN)) -> Any:  # noqa: B008
+        if element[1] == 0:
+            sleep(0.6)  # Prism looks twice, 100 ms apart, before it calls a bundle slow
+        seen.write((seen.read() or 0) + 1)
+        yield seen.read()
+
+
+@pytest.mark.skipif(not (BINARY.is_file() and NEW), reason="Prism 2.77 or newer is not in .cache/prism")
+@pytest.mark.parametrize("split", [True, False], ids=["split", "whole"])
+def test_prism_loses_state_when_it_splits_a_slow_bundle_within_a_key(split: bool) -> None:
+    """Why a stage turns that off (`NO_SPLIT`)."""
+    chosen = PipelineOptions([*prism_options(BINARY), *([] if split else [f"--experiments={NO_SPLIT}"])])
+    with collecting() as (token, kept):
+        with beam.Pipeline(options=chosen) as pipeline:
+            elements = [("k", number) for number in range(40)]
+            keyed = pipeline | beam.Create(elements, reshuffle=False).with_output_types(tuple[str, int])
+            _ = keyed | beam.ParDo(Number()) | beam.ParDo(Collect(token, ""))
+        numbers = sorted(number for _, number in kept)
+    assert (numbers == list(range(1, 41))) is not split, "right now: NO_SPLIT is no longer needed"

@@ -9,7 +9,8 @@ from streamml.contract import Context
 from streamml.records import Batch
 
 if TYPE_CHECKING:
-    from streamml.models.scorer import Failure, Outcome
+    from streamml.models.isolate import Failure
+    from streamml.models.scorer import Outcome
 
 __all__ = ["Scores"]
 

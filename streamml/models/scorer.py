@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +13,7 @@ from streamml.errors import ModelError, PlanError, RecordError
 from streamml.models.batching import Chunks
 from streamml.models.breaker import BreakerState
 from streamml.models.deadline import DeadlineError, Deadlines
+from streamml.models.isolate import Failure, isolate
 from streamml.models.loaded import LoadedModel
 from streamml.models.tensors import Tensors
 
@@ -20,22 +21,7 @@ if TYPE_CHECKING:
     from streamml.models.signature import Array
     from streamml.observability import Metrics
 
-__all__ = ["Failure", "Outcome", "Scorer"]
-
-_GIVE_UP = 8
-"""Rows that fail one by one without any that succeeds, after which the model, not the rows, is held to be at fault."""
-
-
-class Failure(NamedTuple):
-    """Why a row has no score.
-
-    Attributes:
-        reason: `input` (the row does not fit the model), `error` (the model failed on it), `deadline` or `breaker`.
-        error: the exception.
-    """
-
-    reason: str
-    error: Exception
+__all__ = ["Outcome", "Scorer"]
 
 
 @dataclass(slots=True)
@@ -123,7 +109,7 @@ class Scorer:
         try:
             inputs = self.model.matrix(columns)
         except Exception as exc:
-            good = _isolate(list(range(rows)), exc, lambda part: self.model.matrix(_pick(columns, part)), failures)
+            good = isolate(list(range(rows)), exc, lambda part: self.model.matrix(_pick(columns, part)), failures)
             failures = {row: Failure("input", failure.error) for row, failure in failures.items()}
             if not good:
                 return self._outcome(rows, [], {}, failures)
@@ -249,7 +235,7 @@ class Scorer:
             parts.update({place: (found, i) for i, place in enumerate(part)})
 
         bad: dict[int, Failure] = {}
-        good = _isolate(places, error, attempt, bad)
+        good = isolate(places, error, attempt, bad)
         failures.update({rows[place]: failure for place, failure in bad.items()})
         found = {name: [parts[place][0][name][parts[place][1]] for place in good] for name in self.outputs.values()}
         rows[:] = [rows[place] for place in good]
@@ -321,49 +307,6 @@ class _Metrics:
         self._cpu.inc(cpu)
         if cost:
             self._cost.set(cost)
-
-
-def _isolate(
-    rows: list[int], error: Exception, attempt: Callable[[list[int]], Any], failures: dict[int, Failure]
-) -> list[int]:
-    """Find the rows on which a call fails: `attempt` raises while one of them is among those that it is given.
-
-    What failed is halved until one row is left, which is then tried by itself; what lies outside is tried again as a
-    whole. So one bad row among n costs at most log2(n) + 2 more calls, and no row is blamed that was not tried alone.
-    After a call that was late, or when nothing at all succeeds, the rest is given up.
-
-    Returns:
-        the good rows, each of which was in a successful attempt, in order.
-    """
-    good: list[int] = []
-    suspects, pending = rows, list[int]()
-    tried = True  # whether the last failure was that of exactly the suspects
-    while suspects:
-        if isinstance(error, DeadlineError) or (len(failures) >= _GIVE_UP and not good):
-            reason = "deadline" if isinstance(error, DeadlineError) else "error"
-            failures.update(dict.fromkeys([*suspects, *pending], Failure(reason, error)))
-            break
-        if len(suspects) == 1 and tried:
-            failures[suspects[0]] = Failure("error", error)
-            part, rest = pending, []
-        else:
-            middle = (len(suspects) + 1) // 2
-            part, rest = suspects[:middle], suspects[middle:]
-        lone = len(suspects) == 1 and tried
-        if not part:
-            break
-        try:
-            attempt(part)
-        except Exception as exc:
-            error, tried = exc, True
-            suspects, pending = part, ([] if lone else rest + pending)
-        else:
-            good += part
-            tried = False
-            suspects, pending = ([], []) if lone else (rest, pending)
-            if not suspects:
-                suspects, pending, tried = pending, [], False
-    return sorted(good)
 
 
 def _pick(columns: list[Any], rows: list[int]) -> list[Any]:

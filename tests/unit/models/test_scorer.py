@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from streamml.errors import ModelError, PlanError
 from streamml.models.breaker import Breaker, BreakerState
 from streamml.models.deadline import DeadlineError, Deadlines
+from streamml.models.isolate import Failure, isolate
 from streamml.models.loaded import LoadedModel
-from streamml.models.scorer import Failure, Scorer, _isolate
+from streamml.models.scorer import Scorer
 from streamml.models.signature import Array, TensorSpec
 
 
@@ -60,7 +61,7 @@ def test_only_the_bad_rows_are_found_and_one_costs_a_logarithm_of_calls(rows: in
             raise ValueError
 
     failures: dict[int, Failure] = {}
-    assert _isolate(list(range(rows)), ValueError(), attempt, failures) == [r for r in range(rows) if r not in bad]
+    assert isolate(list(range(rows)), ValueError(), attempt, failures) == [r for r in range(rows) if r not in bad]
     assert set(failures) == bad
     if len(bad) == 1:
         assert calls <= math.ceil(math.log2(rows)) + 2
@@ -68,7 +69,7 @@ def test_only_the_bad_rows_are_found_and_one_costs_a_logarithm_of_calls(rows: in
 
 def test_a_failure_that_does_not_come_again_blames_no_row() -> None:
     failures: dict[int, Failure] = {}
-    assert _isolate(list(range(9)), ValueError(), lambda part: None, failures) == list(range(9))
+    assert isolate(list(range(9)), ValueError(), lambda part: None, failures) == list(range(9))
     assert not failures
 
 
@@ -80,7 +81,7 @@ def test_a_model_that_fails_on_everything_is_not_called_for_every_row() -> None:
         raise ValueError
 
     failures: dict[int, Failure] = {}
-    assert _isolate(list(range(10_000)), ValueError(), attempt, failures) == []
+    assert isolate(list(range(10_000)), ValueError(), attempt, failures) == []
     assert len(failures) == 10_000
     assert len(calls) < 150
 

@@ -58,7 +58,7 @@ class Infer(Operator):
             `streamml models parity`.
         explain: write to the side output `attribution` by how much each feature moved each row's raw score, for linear
             models and tree ensembles, against the bundle's golden rows.
-        price: price of an hour of one core, in any currency, for the metric of cost per prediction.
+        price: price of an hour of one core, in any currency, for the metric of cost.
 
     >>> score = Infer("fraud@prod", inputs=["amount"], outputs={"score": 0}, deadline="20ms", fallback=0.5)
     >>> score.name, list(score.adds())

@@ -22,7 +22,6 @@ _SHARED: WeakValueDictionary[tuple[str, str | None], KafkaOutput] = WeakValueDic
 
 _SHORTEST_TRANSACTION = 60_000
 _HEADROOM = 3
-_STUCK = 10.0  # seconds
 
 
 def shared_output(address: KafkaAddress, transactional_id: str | None, interval: int | None) -> KafkaOutput:
@@ -82,7 +81,6 @@ class KafkaOutput:
         self._number: int | None = None  # committed last
         self._failed: ConnectorError | None = None
         self._begun = 0.0
-        self._handing_over: tuple[int, _Aside] | None = None
         self._leaving = threading.Event()
 
     def join(self, address: KafkaAddress) -> None:
@@ -144,38 +142,9 @@ class KafkaOutput:
         self._guarded(lambda: writer.send(topic, keys, values, headers, times))
         self.tally.count("streamml_kafka_records_written_total", len(values), topic=topic)
 
-    def prepare(self, checkpoint: int) -> None:
-        """See that the brokers get everything; in a transaction a thread sees to it, and `commit` waits for that.
-
-        So the brokers' work goes on while the checkpoint is written. That is safe, since a transaction with a record
-        that did not arrive can't be committed, and one that is not committed leaves the checkpoint before it in force.
-        """
-        if self._id is None:
-            self._guarded(self._flush)
-        elif self._number != checkpoint and (self._handing_over is None or self._handing_over[0] != checkpoint):
-            self._handed_over()
-            self._begin(self._usable())
-            self._handing_over = (checkpoint, _Aside(lambda: self._hand_over(checkpoint)))
-
-    def _hand_over(self, checkpoint: int) -> None:
-        self._flush()
-        self._patiently(lambda writer: writer.decide(list(self._topics), checkpoint))
-
-    def _handed_over(self) -> None:
-        """Wait for the thread; raise what went wrong in it."""
-        if self._handing_over is not None:
-            aside = self._handing_over[1]
-            self._guarded(lambda: self._result(aside))
-
-    def _result(self, aside: _Aside) -> None:
-        if not aside.ended(2 * self._patience / 1000 + _STUCK):
-            msg = (
-                f"{self._address.where}: the Kafka client has not come back from a request for "
-                f"{format_duration(2 * self._patience)} (twice give_up_after=). Nothing is lost: start the job again."
-            )
-            raise ConnectorError(msg)
-        if aside.error is not None:
-            raise aside.error
+    def prepare(self) -> None:
+        """Wait until the brokers have everything."""
+        self._guarded(self._flush)
 
     def _flush(self) -> None:
         """Wait until the brokers have everything."""
@@ -196,11 +165,11 @@ class KafkaOutput:
         if self._id is None or self._number == checkpoint:
             return
         started = time.perf_counter()
-        self.prepare(checkpoint)
-        self._handed_over()
+        self._begin(self._usable())
+        self._guarded(lambda: self._patiently(lambda writer: writer.decide(list(self._topics), checkpoint)))
         step("kafka decided")
         self._guarded(lambda: self._patiently(lambda writer: writer.commit()))
-        self._open, self._number, self._handing_over = False, checkpoint, None
+        self._open, self._number = False, checkpoint
         ended = time.perf_counter()
         self.tally.count("streamml_kafka_transactions_total")
         self.tally.observe("streamml_kafka_commit_duration_seconds", ended - started)
@@ -214,8 +183,6 @@ class KafkaOutput:
             return
         self.closed = True
         self._leaving.set()
-        if self._handing_over is not None:
-            self._handing_over[1].ended(_STUCK)
         writer, self._writer = self._writer, None
         if writer is None:
             return
@@ -278,24 +245,3 @@ class KafkaOutput:
         if self._leaving.is_set():
             msg = f"{self._address.where}: closed while the brokers were waited for"
             raise ConnectorError(msg)
-
-
-class _Aside(threading.Thread):
-    """Does something in a thread that no exit waits for: librdkafka's transactional calls may never come back."""
-
-    def __init__(self, action: Callable[[], None]) -> None:
-        super().__init__(name="streamml-kafka", daemon=True)
-        self.error: Exception | None = None
-        self._action = action
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._action()
-        except Exception as exc:  # raised where it is waited for
-            self.error = exc
-
-    def ended(self, seconds: float) -> bool:
-        """Wait, but not for longer than that; return whether it has ended."""
-        self.join(seconds)
-        return not self.is_alive()

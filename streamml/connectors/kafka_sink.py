@@ -155,7 +155,7 @@ class KafkaSink:
 
     def prepare(self, checkpoint: int) -> dict[str, Any]:
         """See `Sink.prepare`."""
-        self._join().prepare(checkpoint)
+        self._join().prepare()
         self._step("kafka prepared")
         transactional_id = self._id if self.decides else None
         return {"version": _VERSION, "format": "kafka", "checkpoint": checkpoint, "transactional_id": transactional_id}

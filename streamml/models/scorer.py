@@ -56,7 +56,7 @@ class Scorer:
         deadlines: makes calls with a deadline; None makes them directly.
         breaker: the breaker of this version.
         metrics: the job's metrics.
-        price: price of a CPU second, for the cost per prediction.
+        price: price of a CPU second.
         buckets: lengths to pad to, where `inputs` are arrays of any length.
         lengths: the model's input that takes the rows' own lengths.
     """
@@ -90,8 +90,6 @@ class Scorer:
         self._deadlines = deadlines
         self.breaker = breaker
         self._price = price
-        self._cpu_used = 0.0
-        self._rows_scored = 0
         self._metrics = None if metrics is None else _Metrics(metrics, self.version)
 
     def score(self, columns: list[Any], rows: int, now: int, until: float) -> Outcome:
@@ -205,11 +203,9 @@ class Scorer:
                 msg = f"{self.version}: {exc}"
                 raise DeadlineError(msg) from exc
         took = time.perf_counter() - started
-        self._cpu_used += done.cpu
-        self._rows_scored += rows
         self._seconds += took
         if self._metrics:
-            self._metrics.call(rows, took, done.cpu, self._price * self._cpu_used / self._rows_scored)
+            self._metrics.call(rows, took, done.cpu, self._price * done.cpu)
         return done.found
 
     def _predict(self, inputs: dict[str, Array], rows: int, start: int, stop: int) -> dict[str, list[Any]]:
@@ -297,7 +293,7 @@ class _Metrics:
         self._sizes = metrics.histogram("streamml_model_batch_size_events", model=version)
         self._scored = metrics.counter("streamml_model_scored_total", model=version)
         self._cpu = metrics.counter("streamml_model_cpu_seconds_total", model=version)
-        self._cost = metrics.gauge("streamml_model_cost_per_prediction", model=version)
+        self._cost = metrics.counter("streamml_model_cost_total", model=version)
 
     def call(self, rows: int, seconds: float, cpu: float, cost: float) -> None:
         """Count a call."""
@@ -306,7 +302,7 @@ class _Metrics:
         self._scored.inc(rows)
         self._cpu.inc(cpu)
         if cost:
-            self._cost.set(cost)
+            self._cost.inc(cost)
 
 
 def _pick(columns: list[Any], rows: list[int]) -> list[Any]:

@@ -127,7 +127,7 @@ NAMES: Mapping[str, MetricName] = {
     "streamml_model_swaps_total": _counter("Times that another model version took over."),
     "streamml_model_disagreement_total": _counter("Events that a shadow or canary scored otherwise."),
     "streamml_model_cpu_seconds_total": _counter("CPU time of the calls of a model, on the calling thread."),
-    "streamml_model_cost_per_prediction": _gauge("Price of one prediction, from the CPU time and the price of a core."),
+    "streamml_model_cost_total": _counter("Price of the CPU time of the calls of a model, where the job names one."),
     "streamml_rollouts_late_total": _counter("Rollouts that a job learned of after events of their time had passed."),
     "streamml_rollouts_refused_total": _counter("Rollouts whose versions could not be served."),
     "streamml_rollbacks_total": _counter("Canaries that their guard rolled back."),

@@ -43,6 +43,9 @@ jobs = load_jobs()
 EVENTS = 4_000
 
 
+JOBS = list(jobs.PIPELINES)  # other tests add theirs
+
+
 @pytest.fixture(scope="module")
 def input(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("input") / "in.jsonl"
@@ -55,7 +58,7 @@ def input(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(input: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process writes."""
     found = {}
-    for job in jobs.PIPELINES:
+    for job in JOBS:
         folder = tmp_path_factory.mktemp(job)
         jobs.run_all(job, str(input), folder, WorkerFolders(folder / "state"))
         found[job] = jobs.results(folder)
@@ -63,7 +66,7 @@ def alone(input: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     return found
 
 
-@pytest.mark.parametrize("job", list(jobs.PIPELINES))
+@pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_results_for_each_key_are_the_same_at_any_number_of_workers(
     job: str, count: int, input: Path, alone: Any, tmp_path: Path
@@ -76,7 +79,7 @@ def test_results_for_each_key_are_the_same_at_any_number_of_workers(
         assert all(written) and not any((tmp_path / f"out.rejected.g0001-w000{i}.jsonl").read_bytes() for i in (1, 2))
 
 
-@pytest.mark.parametrize("job", list(jobs.PIPELINES))
+@pytest.mark.parametrize("job", JOBS)
 def test_results_are_the_same_when_the_number_of_workers_changes_in_the_middle(
     job: str, input: Path, alone: Any, tmp_path: Path
 ) -> None:

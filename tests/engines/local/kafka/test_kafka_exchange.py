@@ -124,7 +124,7 @@ def test_workers_of_both_segments_are_killed_and_nothing_is_lost_or_doubled(clus
             while len(killed) < 4 and job.poll() is None:
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 there = workers_of(job.pid)
-                taken = list((tmp_path / "state").glob("gen-0001/**/chk-*"))
+                taken = list((tmp_path / "state").glob("gen-0001/segment-*/worker-*/checkpoints/chk-*"))
                 if len(there) == 4 and len(taken) > 2 * len(killed) and not set(there) & set(killed):
                     victim = sorted(there)[len(killed)]  # the oldest are of the first segment
                     os.kill(victim, signal.SIGKILL)

@@ -128,7 +128,7 @@ def start(cluster: Any, tmp_path: Path) -> Iterator[Any]:
 
 def test_one_of_three_workers_killed_loses_and_doubles_nothing(cluster: Any, start: Any, tmp_path: Path) -> None:
     source, output = cluster.topic("orders", partitions=4), cluster.name("scores")
-    rows = orders(12_000)
+    rows = orders(40_000)
     cluster.produce(source, rows)
     job = start(source, output, 3)
     killed: set[int] = set()

@@ -109,7 +109,7 @@ def workers_of(pid: int) -> list[int]:
 
 def test_workers_of_both_segments_are_killed_and_nothing_is_lost_or_doubled(cluster: Any, tmp_path: Path) -> None:
     source, output = cluster.topic("orders", partitions=4), cluster.name("scores")
-    rows = orders(12_000)
+    rows = orders(40_000)
     cluster.produce(source, rows)
     (tmp_path / "orders.py").write_text(JOB)
     command = [str(Path(sys.executable).with_name("streamml")), "run", "orders.py", "--plain"]

@@ -19,8 +19,9 @@ from apache_beam.utils.windowed_value import WindowedValue
 from streamml.beam.elements import to_payload
 from streamml.beam.group import TIMERS, Cells, in_time
 from streamml.beam.host import HostPlan, StageHost, borrow, give_back
-from streamml.beam.outputs import ContentPositions, Outputs
+from streamml.beam.outputs import Outputs
 from streamml.beam.watermark import from_beam
+from streamml.connectors.positions import ContentPositions
 from streamml.ingest import Ingest
 from streamml.keying import Keying
 from streamml.ports import Chunk

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,24 +20,9 @@ from streamml.runtime import Output, rejected
 from streamml.state.table import encode_key, key_group
 from streamml.times import MIN_TIME
 
-__all__ = ["ContentPositions", "Outputs"]
+__all__ = ["Outputs"]
 
 Sides = dict[str, list[dict[str, Any]]]
-
-
-class ContentPositions(Sequence[Any]):
-    """Stands in for positions, which Beam does not tell: a hash of the content, the same in a replay."""
-
-    def __init__(self, payloads: Sequence[Any]) -> None:
-        self._payloads = payloads
-
-    def __len__(self) -> int:
-        return len(self._payloads)
-
-    def __getitem__(self, row: Any) -> str:
-        payload = self._payloads[row]
-        raw = payload if isinstance(payload, bytes) else repr(payload).encode()
-        return hashlib.blake2b(raw, digest_size=8).hexdigest()
 
 
 class Outputs:

@@ -14,9 +14,9 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 from streamml.beam.functions import HostedFn
 from streamml.beam.host import HostPlan
-from streamml.beam.outputs import ContentPositions
 from streamml.beam.splits import END, Split, SplitReader, open_split
 from streamml.beam.watermark import to_beam
+from streamml.connectors.positions import ContentPositions
 from streamml.ingest import Ingest
 from streamml.ports import Chunk
 from streamml.times import MIN_TIME

@@ -15,6 +15,7 @@ import msgspec
 
 from streamml.errors import UnsupportedError
 from streamml.state.memory import MemoryStore
+from streamml.state.sweeps import RareSweeps
 
 __all__ = ["GroupStore", "Log"]
 
@@ -84,8 +85,7 @@ class GroupStore:
 
     def __init__(self, rows: Log, entries: Log, *, sweep_every: int = 0) -> None:
         self.logs = (rows, entries)
-        self._sweep_every = sweep_every
-        self._swept_at: tuple[int, int] | None = None
+        self._sweeps = RareSweeps(sweep_every)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return [self._log(key).rows.get_many([key])[0] for key in keys]
@@ -106,13 +106,7 @@ class GroupStore:
 
     def sweep_budget(self, watermark: int, now: int) -> int:
         """Return how many rows a sweep may look at now: all once in a while, for it walks over the whole group."""
-        if self._swept_at is None:
-            self._swept_at = (watermark, now)
-        before, then = self._swept_at
-        if not self._sweep_every or max(watermark - before, now - then) < self._sweep_every:
-            return 0
-        self._swept_at = (watermark, now)
-        return 2**62
+        return self._sweeps.budget(watermark, now)
 
     def checkpoint(self, folder: Path) -> None:
         msg = "the state of a Beam pipeline is the runner's: it makes the checkpoints and savepoints, if it has them"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,7 +80,6 @@ class KafkaOutput:
         self._number: int | None = None  # committed last
         self._failed: ConnectorError | None = None
         self._begun = 0.0
-        self._leaving = threading.Event()
 
     def join(self, address: KafkaAddress) -> None:
         """Take part with a topic."""
@@ -151,7 +149,6 @@ class KafkaOutput:
         writer = self._usable()
         deadline = time.monotonic() + self._patience / 1000
         while left := writer.flush(1.0):
-            self._check_leaving()
             if time.monotonic() > deadline:
                 msg = (
                     f"{self._address.where}: the brokers did not take {left} records within "
@@ -182,7 +179,6 @@ class KafkaOutput:
         if self.users > 0 or self.closed:
             return
         self.closed = True
-        self._leaving.set()
         writer, self._writer = self._writer, None
         if writer is None:
             return
@@ -232,16 +228,7 @@ class KafkaOutput:
         assert self._writer is not None
         writer = self._writer
 
-        def attempt() -> Any:
-            self._check_leaving()
-            return action(writer)
-
         def retried() -> None:
             self.tally.count("streamml_kafka_retries_total", role="sink")
 
-        return patiently(self._address.where, attempt, self._patience, sleep=self._leaving.wait, retried=retried)
-
-    def _check_leaving(self) -> None:
-        if self._leaving.is_set():
-            msg = f"{self._address.where}: closed while the brokers were waited for"
-            raise ConnectorError(msg)
+        return patiently(self._address.where, lambda: action(writer), self._patience, retried=retried)

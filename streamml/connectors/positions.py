@@ -6,10 +6,11 @@ for each partition, with the number of its next record).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["furthest", "held", "records"]
+__all__ = ["ContentPositions", "furthest", "held", "records"]
 
 
 def records(positions: Mapping[str, Any]) -> dict[str, int]:
@@ -60,3 +61,18 @@ def held(positions: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, A
         name: target[name] if name in limits and place["record"] >= limits[name] else place
         for name, place in positions.items()
     }
+
+
+class ContentPositions(Sequence[Any]):
+    """Stands in for positions where a stream does not tell them: a hash of the content, the same in a replay."""
+
+    def __init__(self, payloads: Sequence[Any]) -> None:
+        self._payloads = payloads
+
+    def __len__(self) -> int:
+        return len(self._payloads)
+
+    def __getitem__(self, row: Any) -> str:
+        payload = self._payloads[row]
+        raw = payload if isinstance(payload, bytes) else repr(payload).encode()
+        return hashlib.blake2b(raw, digest_size=8).hexdigest()

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
+from streamml.connectors.positions import ContentPositions
 from streamml.contract import Opening
 from streamml.flink.envelope import Envelopes
 from streamml.flink.metrics import StageMeter
-from streamml.flink.outputs import ContentPositions, Sides, StageOutputs
+from streamml.flink.outputs import Sides, StageOutputs
 from streamml.flink.store import MEMORY, FlinkMaps, FlinkStore
 from streamml.flink.watermark import before_each
 from streamml.flink.wire import split, split_key

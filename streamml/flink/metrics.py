@@ -11,6 +11,7 @@ from typing import Any
 from streamml.observability import Metrics
 from streamml.observability.histogram import Counter as CounterMetric
 from streamml.observability.histogram import Gauge, Histogram, HistogramState
+from streamml.observability.names import SIDE_COUNTERS
 from streamml.times import MAX_TIME, MIN_TIME
 
 __all__ = ["METRICS_OUTPUT", "MetricFrames", "StageMeter"]
@@ -18,12 +19,6 @@ __all__ = ["METRICS_OUTPUT", "MetricFrames", "StageMeter"]
 METRICS_OUTPUT = b"\xff"
 """First byte of what holds figures where joined records have the number of their output."""
 
-_SIDES = {
-    "late": "streamml_late_total",
-    "duplicates": "streamml_duplicates_total",
-    "corrections": "streamml_corrections_total",
-    "drift": "streamml_drift_alarms_total",
-}
 _PERCENTILES = (50, 95, 99)
 
 
@@ -142,7 +137,8 @@ class StageMeter:
         self._cpu = m.counter("streamml_cpu_seconds_total")
         self._watermark = m.gauge("streamml_watermark_seconds")
         self._watermark_lag = m.gauge("streamml_watermark_lag_seconds")
-        self._sides = {name: m.counter(metric) for name, metric in _SIDES.items()}
+        # What is rejected is counted by operator and error.
+        self._sides = {name: m.counter(metric) for name, metric in SIDE_COUNTERS.items() if name != "rejected"}
         self._started = self._cpu_started = 0.0
 
     def start(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from streamml.records import Batch
 from streamml.runtime import rejected
 from streamml.state.table import encode_key
 
-__all__ = ["ContentPositions", "StageOutputs", "key_bytes"]
+__all__ = ["StageOutputs", "key_bytes"]
 
 Sides = dict[str, list[dict[str, Any]]]
 
@@ -35,19 +34,6 @@ def key_bytes(key: Any) -> bytes | None:
     if key is None or isinstance(key, bytes):
         return key
     return key.encode() if isinstance(key, str) else _json(key)
-
-
-class ContentPositions(Sequence[Any]):
-    """Stands in for positions where a stream does not tell them: a hash of the content, the same in a replay."""
-
-    def __init__(self, payloads: Sequence[Any]) -> None:
-        self._payloads = payloads
-
-    def __len__(self) -> int:
-        return len(self._payloads)
-
-    def __getitem__(self, row: Any) -> str:
-        return hashlib.blake2b(self._payloads[row], digest_size=8).hexdigest()
 
 
 class StageOutputs:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamml.errors import UnsupportedError
+from streamml.state.sweeps import RareSweeps
 
 __all__ = ["MEMORY", "PREFETCH", "FlinkMaps", "FlinkStore"]
 
@@ -46,8 +47,7 @@ class FlinkStore:
         self._maps = maps
         self._fetched: set[int] = set()
         self._index: list[bytes] | None = None  # keys of the users' map entries in order, once one was scanned
-        self._sweep_every = sweep_every
-        self._swept_at: tuple[int, int] | None = None
+        self._sweeps = RareSweeps(sweep_every)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return [self._map(key).get(key) for key in keys]
@@ -75,13 +75,7 @@ class FlinkStore:
 
     def sweep_budget(self, watermark: int, now: int) -> int:
         """Return how many rows a sweep may look at now: all once in a while, for it walks over the whole group."""
-        if self._swept_at is None:
-            self._swept_at = (watermark, now)
-        before, then = self._swept_at
-        if not self._sweep_every or max(watermark - before, now - then) < self._sweep_every:
-            return 0
-        self._swept_at = (watermark, now)
-        return 2**62
+        return self._sweeps.budget(watermark, now)
 
     def checkpoint(self, folder: Path) -> None:
         msg = "the state of a Flink job: checkpoints are Flink's own; take a savepoint with `streamml flink savepoint`"

@@ -10,18 +10,11 @@ from typing import Any
 
 from streamml.observability import Metrics
 from streamml.observability.figures import RunFigures
+from streamml.observability.names import SIDE_COUNTERS
 from streamml.ports import Sink, Source
 from streamml.times import MAX_TIME, MIN_TIME
 
 __all__ = ["Meter"]
-
-_SIDE_METRICS = {
-    "late": "streamml_late_total",
-    "rejected": "streamml_rejected_total",
-    "duplicates": "streamml_duplicates_total",
-    "corrections": "streamml_corrections_total",
-    "drift": "streamml_drift_alarms_total",
-}
 
 
 class Meter:
@@ -47,7 +40,7 @@ class Meter:
         self._checkpoint_duration = m.histogram("streamml_checkpoint_duration_seconds")
         self._checkpoint_size = m.gauge("streamml_checkpoint_size_bytes")
         self._cpu = m.counter("streamml_cpu_seconds_total")
-        self._sides = {name: m.counter(metric) for name, metric in _SIDE_METRICS.items()}
+        self._sides = {name: m.counter(metric) for name, metric in SIDE_COUNTERS.items()}
         self.side_counts: Counter[str] = Counter()
         self.events = 0
         self._out = 0

@@ -38,31 +38,28 @@ def isolate(
         the good rows, each of which was in a successful attempt, in order.
     """
     good: list[int] = []
-    suspects, pending = rows, list[int]()
+    suspects, others = rows, list[int]()  # a bad row is among the suspects; of the others nothing is known
     tried = True  # whether the last failure was that of exactly the suspects
     while suspects:
         if isinstance(error, DeadlineError) or (len(failures) >= _GIVE_UP and not good):
             reason = "deadline" if isinstance(error, DeadlineError) else "error"
-            failures.update(dict.fromkeys([*suspects, *pending], Failure(reason, error)))
+            failures.update(dict.fromkeys([*suspects, *others], Failure(reason, error)))
             break
         if len(suspects) == 1 and tried:
             failures[suspects[0]] = Failure("error", error)
-            part, rest = pending, []
+            part, rest, others = others, [], []
         else:
             middle = (len(suspects) + 1) // 2
             part, rest = suspects[:middle], suspects[middle:]
-        lone = len(suspects) == 1 and tried
         if not part:
             break
         try:
             attempt(part)
         except Exception as exc:
             error, tried = exc, True
-            suspects, pending = part, ([] if lone else rest + pending)
+            suspects, others = part, rest + others
         else:
             good += part
             tried = False
-            suspects, pending = ([], []) if lone else (rest, pending)
-            if not suspects:
-                suspects, pending, tried = pending, [], False
+            suspects, others = (rest, others) if rest else (others, [])
     return sorted(good)

@@ -7,7 +7,6 @@ process mirrors it into a registry of streamml's, and jobs follow that.
 from __future__ import annotations
 
 import random
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -21,11 +20,10 @@ from streamml.models.mlflow_bundle import bundle_from_mlflow, origin
 from streamml.models.mlflow_rollout import RULES, Rule, Wanted, roll_out, wanted_of
 from streamml.models.mlflow_server import MlflowServer, MlflowVersion, RegisteredModel
 from streamml.models.policy import Policy
-from streamml.models.registry import Conflict, Registry, now
-from streamml.models.registry_change import LEAD, who_am_i
-from streamml.models.registry_store import FolderStore, Store
+from streamml.models.registry import Registry
+from streamml.models.registry_change import LEAD
+from streamml.models.rolling import write_down_prod
 from streamml.models.rollout import Rollout
-from streamml.times import MIN_TIME
 
 __all__ = ["MlflowMirror", "Step", "watch"]
 
@@ -160,8 +158,8 @@ class MlflowMirror:
                 self._refused[asked] = Step(name, "refused", str(exc), number)
                 return self._refused[asked]
             golden, _ = bundle.golden()
-            self._write_down_prod(name)
-            if not self._publish(bundle):
+            write_down_prod(self.registry, name, "it was in force when the next version came from MLflow")
+            if not self.registry.put(bundle):
                 return self._taken(version)
         self._checked.add(key)
         said = bundle.manifest
@@ -184,29 +182,6 @@ class MlflowMirror:
             "mirror into a registry of its own, or give the model another name in MLflow"
         )
         return Step(name, "refused", text, number)
-
-    def _write_down_prod(self, name: str) -> None:
-        """Write down what `prod` means before a version is added that it would mean instead, as a push does."""
-        versions, records = self.registry.versions(name), self.registry.records(name)
-        if not versions or any(record.alias == "prod" for record in records):
-            return
-        why = "it was in force when the next version came from MLflow"
-        try:
-            self.registry.append(
-                name, "prod", "promote", effective=MIN_TIME, champion=versions[-1], who=who_am_i(), why=why,
-                at=now(), after=len(records),
-            )  # fmt: skip
-        except Conflict:
-            self._write_down_prod(name)
-
-    def _publish(self, bundle: Bundle) -> bool:
-        """Put a bundle into the registry under its own number; False when another mirror was faster."""
-        name, number = bundle.manifest.name, bundle.manifest.version
-        store = _store(self.registry.place)
-        with store.scratch(name) as folder:
-            for path in bundle.path.iterdir():
-                shutil.copyfile(path, folder / path.name)
-            return store.publish(folder, name, number)
 
     def _taken(self, version: MlflowVersion) -> Step | None:
         """Say what took the number of a version meanwhile: another mirror, which was faster, or one that was killed."""
@@ -256,11 +231,3 @@ def watch(
         longest = max(_LONGEST, every)
         wait = min(every * 2.0 ** min(failures, 20), longest)
         stop.wait(wait * random.uniform(0.75, 1.0) if failures else wait)
-
-
-def _store(place: str) -> Store:
-    if "://" not in place:
-        return FolderStore(Path(place))
-    from streamml.models.registry_url import open_url
-
-    return open_url(place)

@@ -220,10 +220,8 @@ class Registry:
         source = Bundle.load(bundle_folder)
         source.check_files()
         said = source.manifest
-        signed = (source.path / SIGNATURE).is_file()
         with self._store.scratch(name) as folder:
-            for file in {MANIFEST, said.model, *said.files, *([SIGNATURE] if signed else [])}:
-                shutil.copyfile(source.path / file, folder / file)
+            signed = SIGNATURE in _copy(source, folder)
             while True:
                 version = self.next_version(name)
                 if not signed:
@@ -237,6 +235,17 @@ class Registry:
                 Bundle.load(folder).check_files()
                 if self._store.publish(folder, name, version):
                     return version
+
+    def put(self, bundle: Bundle) -> bool:
+        """Copy a bundle in under its own name and number; return False when that number is taken.
+
+        Raises:
+            ModelError: the registry can't be written.
+        """
+        said = bundle.manifest
+        with self._store.scratch(said.name) as folder:
+            _copy(bundle, folder)
+            return self._store.publish(folder, said.name, said.version)
 
     def mirror(self, name: str, folder: str | Path) -> None:
         """Make a copy of a model's history in a folder, with links to its versions, for runs that must write nothing.
@@ -324,6 +333,15 @@ def _is_name(name: str) -> bool:
 
 def _is_number(name: str) -> bool:
     return name.isascii() and name.isdigit()
+
+
+def _copy(bundle: Bundle, folder: Path) -> set[str]:
+    """Copy what belongs to a bundle; return the names of the files."""
+    said = bundle.manifest
+    files = {MANIFEST, said.model, *said.files, *([SIGNATURE] if (bundle.path / SIGNATURE).is_file() else [])}
+    for file in files:
+        shutil.copyfile(bundle.path / file, folder / file)
+    return files
 
 
 def _open(place: str) -> Store:

@@ -29,6 +29,7 @@ __all__ = [
     "taken_back",
     "variants",
     "who_am_i",
+    "write_down_prod",
 ]
 
 
@@ -230,26 +231,34 @@ def push(registry: Registry, name: str, bundle_folder: str | Path, **how: Unpack
     Raises:
         ModelError: the bundle is damaged, or the registry can't be written.
     """
-    versions, records = registry.versions(name), registry.records(name)
-    if versions and not any(record.alias == "prod" for record in records):
-        why = "it was in force when the next version was pushed"
-        at = how.get("at") or now()
-        who = how.get("who") or who_am_i()
-        try:
-            registry.append(
-                name,
-                "prod",
-                "promote",
-                effective=MIN_TIME,
-                champion=versions[-1],
-                who=who,
-                why=why,
-                at=at,
-                after=len(records),
-            )
-        except Conflict:
-            return push(registry, name, bundle_folder, **how)
+    why = "it was in force when the next version was pushed"
+    write_down_prod(registry, name, why, who=how.get("who"), at=how.get("at"))
     return registry.add(name, bundle_folder)
+
+
+def write_down_prod(registry: Registry, name: str, why: str, *, who: str | None = None, at: int | None = None) -> None:
+    """Write down what `prod` means, where no rollout says so yet: before a version is added that it would mean instead.
+
+    Raises:
+        ModelError: the registry can't be written.
+    """
+    versions, records = registry.versions(name), registry.records(name)
+    if not versions or any(record.alias == "prod" for record in records):
+        return
+    try:
+        registry.append(
+            name,
+            "prod",
+            "promote",
+            effective=MIN_TIME,
+            champion=versions[-1],
+            who=who or who_am_i(),
+            why=why,
+            at=at or now(),
+            after=len(records),
+        )
+    except Conflict:
+        write_down_prod(registry, name, why, who=who, at=at)
 
 
 def taken_back(records: Sequence[Rollout], made: Rollout) -> list[Rollout]:

@@ -83,7 +83,6 @@ class Scorer:
             inputs = tuple(inputs.values())
         self.inputs = tuple(inputs) or model.features
         self._chunks = Chunks()
-        self.fields = tuple(f for f in self.inputs if isinstance(f, str))
         self.outputs = {name: _output(model, which) for name, which in outputs.items()}
         self._seconds = 0.0
         self._missing = missing

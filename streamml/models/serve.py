@@ -61,8 +61,8 @@ def serve(
             if not registry.versions(parsed.name):
                 continue
             champion = registry.champion(parsed.name, alias)  # refuses an alias that was retired
-            written = any(record.alias == alias for record in registry.records(parsed.name))
-            history = registry.history(parsed.name, alias) if written else _always(champion)
+            written = [record for record in registry.records(parsed.name) if record.alias == alias]
+            history = History(written) if written else _always(champion)
 
             def load(version: int, registry: Registry = registry) -> LoadedModel:
                 try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["NAMES", "Kind", "MetricName", "log_buckets"]
+__all__ = ["NAMES", "SIDE_COUNTERS", "Kind", "MetricName", "log_buckets"]
 
 
 class Kind(Enum):
@@ -140,3 +140,12 @@ NAMES: Mapping[str, MetricName] = {
     "streamml_drift_psi_ratio": _gauge("Last PSI of a feature divided by its threshold; drift above 1."),
 }
 """Every metric of the library. Add your own with `Metrics(clock=..., names={**NAMES, "my_total": MetricName(...)})`."""
+
+SIDE_COUNTERS: Mapping[str, str] = {
+    "late": "streamml_late_total",
+    "rejected": "streamml_rejected_total",
+    "duplicates": "streamml_duplicates_total",
+    "corrections": "streamml_corrections_total",
+    "drift": "streamml_drift_alarms_total",
+}
+"""The counter of the records of a side output."""
